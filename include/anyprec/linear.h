@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "anyprec/codebook.h"
+#include "anyprec/parallel.h"
+
+namespace anyprec::cpu {
+
+/// Element type of activations and results.
+enum class ScalarType { kFloat32, kBFloat16, kFloat16 };
+
+/// Instruction sets that a CPU kernel exists for, in rising order of preference.
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Vbmi };
+
+/// The best instruction set of this machine, or the one that the environment variable
+/// ANYPREC_CPU_ISA (scalar, avx2, avx512, avx512vbmi) names. Throws InvalidArgument where that
+/// name is unknown or the machine lacks it.
+Isa selected_isa();
+std::string to_string(Isa isa);
+/// Whether this machine can run kernels for `isa`.
+bool isa_supported(Isa isa);
+
+/// The CPU backend's layout of one bit plane: see pack_planes.
+constexpr std::int64_t packed_row_bytes(std::int64_t in_features) {
+  return (in_features + 255) / 256 * 32;
+}
+
+/// Repacks canonical planes (anyprec/planes.h) into the CPU backend's layout: within each unit of
+/// 256 columns, bit j of byte i belongs to column 32 * j + i of the unit; rows are padded with zero
+/// bits to a whole unit. canonical: [P, N, ceil(K/8)], packed: [P, N, packed_row_bytes(K)].
+void pack_planes(const std::uint8_t* canonical, std::int64_t planes, std::int64_t out_features,
+                 std::int64_t in_features, std::uint8_t* packed);
+/// The inverse of pack_planes.
+void unpack_planes(const std::uint8_t* packed, std::int64_t planes, std::int64_t out_features,
+                   std::int64_t in_features, std::uint8_t* canonical);
+
+/// One quantized matrix, as the kernels see it. All pointers are borrowed.
+struct Weights {
+  std::int64_t out_features = 0;  ///< N
+  std::int64_t in_features = 0;   ///< K
+  CodebookForm form;
+  int precision = 0;                     ///< b
+  const std::uint8_t* planes = nullptr;  ///< packed, at least b planes of [N, packed_row_bytes(K)]
+  const std::uint16_t* lut = nullptr;    ///< fp16 [N, G, 2^min(b, L)]
+  const std::uint16_t* alpha = nullptr;  ///< fp16 [N, G, b - L, C]; null where b <= L
+};
+
+/// y = x W_b^T + bias, for any M, N, K.
+///   x: [M, K] with `x_stride` elements between rows; y: [M, N] with `y_stride`; bias: [N] or null;
+///   all of `type`. Products are summed at least as exactly as in fp32. M up to 8 reads the
+///   planes directly: activations become 15-bit fixed point per 32 columns and table values 16-bit
+///   per row (relative error of the result about 5e-5 of sum |w||x|); larger M dequantizes one tile
+///   of rows at a time into fp32. A NaN or infinity in a row of x makes that row of y NaN or
+///   infinite where it meets a weight.
+/// Deterministic: the same input gives the same bytes on any number of threads.
+void linear(const Weights& weights, const void* x, std::int64_t x_stride, std::int64_t m,
+            const void* bias, void* y, std::int64_t y_stride, ScalarType type,
+            const Executor& executor, Isa isa = selected_isa());
+
+/// Rows [row_begin, row_end) of W_b as `type`: out is [row_end - row_begin, K], contiguous.
+void dequantize(const Weights& weights, std::int64_t row_begin, std::int64_t row_end, void* out,
+                ScalarType type, Isa isa = selected_isa());
+
+}  // namespace anyprec::cpu

@@ -1,0 +1,112 @@
+#include "anyprec/codebook.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "anyprec/error.h"
+
+namespace anyprec {
+namespace {
+
+constexpr std::array<std::pair<CellGroups, std::string_view>, 5> kNames{{
+    {CellGroups::kOne, "one"},
+    {CellGroups::kIo, "io"},
+    {CellGroups::kSym, "sym"},
+    {CellGroups::kQu, "qu"},
+    {CellGroups::kCell, "cell"},
+}};
+
+}  // namespace
+
+CellGroups parse_cell_groups(std::string_view name) {
+  for (const auto& [groups, text] : kNames) {
+    if (text == name) return groups;
+  }
+  throw InvalidArgument("cell_groups: found \"" + std::string(name) +
+                        "\", wanted one of one, io, sym, qu, cell");
+}
+
+std::string_view to_string(CellGroups groups) {
+  for (const auto& [value, text] : kNames) {
+    if (value == groups) return text;
+  }
+  throw InvalidArgument("cell_groups: unknown value " + std::to_string(static_cast<int>(groups)));
+}
+
+void CodebookForm::validate() const {
+  if (lut_bits < 0 || lut_bits > kMaxPrecision) {
+    throw InvalidArgument("lut_bits: found " + std::to_string(lut_bits) + ", wanted 0 to 8");
+  }
+  if (group_size < 0 || group_size % 32 != 0) {
+    throw InvalidArgument("group_size: found " + std::to_string(group_size) +
+                          ", wanted 0 (the whole row) or a positive multiple of 32");
+  }
+  const bool needs_pair = cell_groups == CellGroups::kIo || cell_groups == CellGroups::kSym;
+  if (needs_pair && lut_bits < 1) {
+    throw InvalidArgument("cell_groups: \"" + std::string(to_string(cell_groups)) +
+                          "\" needs lut_bits of at least 1, found " + std::to_string(lut_bits));
+  }
+  if (cell_groups == CellGroups::kQu && lut_bits != 4) {
+    throw InvalidArgument("cell_groups: \"qu\" needs lut_bits 4, found " +
+                          std::to_string(lut_bits));
+  }
+}
+
+int CodebookForm::lut_entries(int precision) const { return 1 << std::min(precision, lut_bits); }
+
+int CodebookForm::sign_planes(int precision) const { return std::max(0, precision - lut_bits); }
+
+int CodebookForm::classes() const {
+  switch (cell_groups) {
+    case CellGroups::kOne:
+      return 1;
+    case CellGroups::kIo:
+      return lut_bits > 1 ? 2 : 1;  // a table of two cells has no inner ones
+    case CellGroups::kSym:
+      return 1 << (lut_bits - 1);
+    case CellGroups::kQu:
+      return 4;
+    case CellGroups::kCell:
+      return 1 << lut_bits;
+  }
+  throw InvalidArgument("cell_groups: unknown value");
+}
+
+int CodebookForm::class_of(int cell) const {
+  const int mirrored = std::min(cell, (1 << lut_bits) - 1 - cell);
+  switch (cell_groups) {
+    case CellGroups::kOne:
+      return 0;
+    case CellGroups::kIo:
+      return mirrored == 0 ? 0 : 1;
+    case CellGroups::kSym:
+      return mirrored;
+    case CellGroups::kQu:
+      return mirrored < 2 ? mirrored : (mirrored < 4 ? 2 : 3);
+    case CellGroups::kCell:
+      return cell;
+  }
+  throw InvalidArgument("cell_groups: unknown value");
+}
+
+std::int64_t CodebookForm::groups(std::int64_t in_features) const {
+  return group_size == 0 ? 1 : (in_features + group_size - 1) / group_size;
+}
+
+void expand_codebook(const CodebookForm& form, int precision, const float* lut, const float* alpha,
+                     float* table) {
+  const int planes = form.sign_planes(precision);
+  const int classes = form.classes();
+  for (int code = 0; code < (1 << precision); ++code) {
+    const int cell = code >> planes;
+    float value = lut[cell];
+    for (int i = 0; i < planes; ++i) {
+      const float a = alpha[i * classes + form.class_of(cell)];
+      value += (code >> (planes - 1 - i)) & 1 ? a : -a;
+    }
+    table[code] = value;
+  }
+}
+
+}  // namespace anyprec
