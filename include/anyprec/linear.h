@@ -6,6 +6,7 @@
 
 #include "anyprec/codebook.h"
 #include "anyprec/parallel.h"
+#include "anyprec/planes.h"
 
 namespace anyprec::cpu {
 
@@ -22,11 +23,6 @@ Isa selected_isa();
 std::string to_string(Isa isa);
 /// Whether this machine can run kernels for `isa`.
 bool isa_supported(Isa isa);
-
-/// The CPU backend's layout of one bit plane: see pack_planes.
-constexpr std::int64_t packed_row_bytes(std::int64_t in_features) {
-  return (in_features + 255) / 256 * 32;
-}
 
 /// Repacks canonical planes (anyprec/planes.h) into the CPU backend's layout: within each unit of
 /// 256 columns, bit j of byte i belongs to column 32 * j + i of the unit; rows are padded with zero

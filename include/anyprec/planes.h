@@ -7,6 +7,12 @@ namespace anyprec {
 /// Bytes of one row of a canonical bit plane: ceil(K / 8).
 constexpr std::int64_t plane_row_bytes(std::int64_t in_features) { return (in_features + 7) / 8; }
 
+/// Bytes of one row of a bit plane in memory, for every backend: rows are padded with zero bits to
+/// a multiple of 256 columns. How the bits of a row are ordered is the backend's own affair.
+constexpr std::int64_t packed_row_bytes(std::int64_t in_features) {
+  return (in_features + 255) / 256 * 32;
+}
+
 /// Splits codes into canonical bit planes (docs/format.md).
 /// codes: [N, K], each below 2^parent; planes: [parent, N, ceil(K/8)]. Plane 0 holds the most
 /// significant bit of the parent code; bit k % 8 (least significant first) of byte k / 8 belongs to

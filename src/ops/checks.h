@@ -1,0 +1,39 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+#include "anyprec/codebook.h"
+
+namespace anyprec::ops {
+
+/// The tensors and numbers that describe one quantized matrix at one precision.
+struct Matrix {
+  const at::Tensor& planes;
+  const at::Tensor& lut;
+  const std::optional<at::Tensor>& alpha;
+  std::int64_t precision;
+  std::int64_t in_features;
+  std::int64_t group_size;
+  std::string_view cell_groups;
+
+  std::int64_t out_features() const { return planes.size(1); }
+};
+
+/// Checks dtypes, ranks, sizes and devices of a matrix (messages name what was found and wanted)
+/// and returns its codebook form. L is the table's bits where there are signed planes; a full
+/// table has none, and its form is L = 8.
+CodebookForm check_matrix(const Matrix& matrix);
+
+/// Checks activations and bias against a matrix that has been checked.
+void check_linear(const Matrix& matrix, const at::Tensor& x, const std::optional<at::Tensor>& bias);
+
+/// Checks the argument of pack_planes (rows of ceil(K/8) bytes) or unpack_planes (packed rows).
+void check_planes(const at::Tensor& planes, std::int64_t in_features, std::int64_t row_bytes);
+
+/// Shape of linear's result: x's with the last size replaced by N.
+c10::SymDimVector linear_result_sizes(const at::Tensor& x, const at::Tensor& planes);
+
+}  // namespace anyprec::ops

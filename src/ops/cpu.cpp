@@ -1,0 +1,124 @@
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "anyprec/linear.h"
+#include "anyprec/parallel.h"
+#include "anyprec/planes.h"
+#include "src/ops/checks.h"
+
+namespace anyprec::ops {
+namespace {
+
+// libtorch's own intra-op threads, so that torch.set_num_threads holds for our kernels too.
+class TorchExecutor final : public Executor {
+ public:
+  int concurrency() const override { return at::get_num_threads(); }
+  void parallel_for(std::int64_t n, std::int64_t grain,
+                    const std::function<void(std::int64_t, std::int64_t)>& body) const override {
+    if (n <= 0) return;
+    const std::int64_t threads = concurrency();
+    const std::int64_t chunk = std::max<std::int64_t>({grain, (n + threads - 1) / threads, 1});
+    at::parallel_for(0, (n + chunk - 1) / chunk, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) body(i * chunk, std::min(n, (i + 1) * chunk));
+    });
+  }
+};
+
+cpu::ScalarType to_scalar_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return cpu::ScalarType::kFloat32;
+    case at::kBFloat16:
+      return cpu::ScalarType::kBFloat16;
+    case at::kHalf:
+      return cpu::ScalarType::kFloat16;
+    default:
+      TORCH_CHECK_TYPE(false, "dtype: found ", type, ", wanted float32, bfloat16 or float16");
+  }
+}
+
+const std::uint16_t* half_data(const at::Tensor& tensor) {
+  return reinterpret_cast<const std::uint16_t*>(tensor.const_data_ptr<at::Half>());
+}
+
+cpu::Weights weights_of(const Matrix& m, const CodebookForm& form) {
+  return {.out_features = m.out_features(),
+          .in_features = m.in_features,
+          .form = form,
+          .precision = static_cast<int>(m.precision),
+          .planes = m.planes.const_data_ptr<std::uint8_t>(),
+          .lut = half_data(m.lut),
+          .alpha = m.alpha.has_value() ? half_data(*m.alpha) : nullptr};
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tensor& lut,
+                  const std::optional<at::Tensor>& alpha, const std::optional<at::Tensor>& bias,
+                  std::int64_t precision, std::int64_t in_features, std::int64_t group_size,
+                  std::string_view cell_groups) {
+  const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
+  const CodebookForm form = check_matrix(matrix);
+  check_linear(matrix, x, bias);
+  // Rows may be strided; columns must be dense.
+  at::Tensor rows = x.reshape({-1, in_features});
+  if (in_features > 1 && rows.stride(1) != 1) rows = rows.contiguous();
+  const at::Tensor dense_bias = bias.has_value() ? bias->contiguous() : at::Tensor();
+  auto sizes = x.sizes().vec();
+  sizes.back() = matrix.out_features();
+  at::Tensor y = at::empty(sizes, x.options().memory_format(at::MemoryFormat::Contiguous));
+  const std::int64_t m = rows.size(0);
+  if (m == 0 || matrix.out_features() == 0) return y;
+  cpu::linear(weights_of(matrix, form), rows.const_data_ptr(), m > 1 ? rows.stride(0) : in_features,
+              m, dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr, y.mutable_data_ptr(),
+              matrix.out_features(), to_scalar_type(x.scalar_type()), TorchExecutor());
+  return y;
+}
+
+at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
+                      const std::optional<at::Tensor>& alpha, std::int64_t precision,
+                      std::int64_t in_features, std::int64_t group_size,
+                      std::string_view cell_groups, at::ScalarType dtype) {
+  const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
+  const CodebookForm form = check_matrix(matrix);
+  const cpu::ScalarType type = to_scalar_type(dtype);
+  const std::int64_t n = matrix.out_features();
+  at::Tensor out = at::empty({n, in_features}, lut.options().dtype(dtype));
+  auto* const bytes = static_cast<std::byte*>(out.mutable_data_ptr());
+  const std::int64_t row_bytes = in_features * static_cast<std::int64_t>(out.element_size());
+  const cpu::Weights weights = weights_of(matrix, form);
+  TorchExecutor().parallel_for(n, 16, [&](std::int64_t begin, std::int64_t end) {
+    cpu::dequantize(weights, begin, end, bytes + begin * row_bytes, type);
+  });
+  return out;
+}
+
+at::Tensor pack_planes(const at::Tensor& planes, std::int64_t in_features) {
+  check_planes(planes, in_features, plane_row_bytes(in_features));
+  at::Tensor packed =
+      at::empty({planes.size(0), planes.size(1), packed_row_bytes(in_features)}, planes.options());
+  cpu::pack_planes(planes.const_data_ptr<std::uint8_t>(), planes.size(0), planes.size(1),
+                   in_features, packed.mutable_data_ptr<std::uint8_t>());
+  return packed;
+}
+
+at::Tensor unpack_planes(const at::Tensor& packed, std::int64_t in_features) {
+  check_planes(packed, in_features, packed_row_bytes(in_features));
+  at::Tensor planes =
+      at::empty({packed.size(0), packed.size(1), plane_row_bytes(in_features)}, packed.options());
+  cpu::unpack_planes(packed.const_data_ptr<std::uint8_t>(), packed.size(0), packed.size(1),
+                     in_features, planes.mutable_data_ptr<std::uint8_t>());
+  return planes;
+}
+
+}  // namespace
+}  // namespace anyprec::ops
+
+TORCH_LIBRARY_IMPL(anyprec, CPU, m) {
+  m.impl("linear", &anyprec::ops::linear);
+  m.impl("dequantize", &anyprec::ops::dequantize);
+  m.impl("pack_planes", &anyprec::ops::pack_planes);
+  m.impl("unpack_planes", &anyprec::ops::unpack_planes);
+}

@@ -1,0 +1,51 @@
+// Fake kernels: shapes and dtypes without data, for torch.compile, export and the meta device.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "anyprec/planes.h"
+#include "src/ops/checks.h"
+
+namespace anyprec::ops {
+namespace {
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tensor& lut,
+                  const std::optional<at::Tensor>& alpha, const std::optional<at::Tensor>& bias,
+                  std::int64_t precision, std::int64_t in_features, std::int64_t group_size,
+                  std::string_view cell_groups) {
+  const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
+  check_matrix(matrix);
+  check_linear(matrix, x, bias);
+  return at::empty_symint(linear_result_sizes(x, planes), x.options());
+}
+
+at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
+                      const std::optional<at::Tensor>& alpha, std::int64_t precision,
+                      std::int64_t in_features, std::int64_t group_size,
+                      std::string_view cell_groups, at::ScalarType dtype) {
+  const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
+  check_matrix(matrix);
+  return at::empty({planes.size(1), in_features}, lut.options().dtype(dtype));
+}
+
+at::Tensor pack_planes(const at::Tensor& planes, std::int64_t in_features) {
+  check_planes(planes, in_features, plane_row_bytes(in_features));
+  return at::empty({planes.size(0), planes.size(1), packed_row_bytes(in_features)},
+                   planes.options());
+}
+
+at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t in_features) {
+  check_planes(planes, in_features, packed_row_bytes(in_features));
+  return at::empty({planes.size(0), planes.size(1), plane_row_bytes(in_features)},
+                   planes.options());
+}
+
+}  // namespace
+}  // namespace anyprec::ops
+
+TORCH_LIBRARY_IMPL(anyprec, Meta, m) {
+  m.impl("linear", &anyprec::ops::linear);
+  m.impl("dequantize", &anyprec::ops::dequantize);
+  m.impl("pack_planes", &anyprec::ops::pack_planes);
+  m.impl("unpack_planes", &anyprec::ops::unpack_planes);
+}

@@ -1,0 +1,23 @@
+// The operators' schemas. Loading this library makes them torch.ops.anyprec.*.
+//
+//   linear        y = x W_b^T + bias            x [..., K] -> [..., N], in x's dtype
+//   dequantize    W_b as a dense matrix [N, K] of `dtype`
+//   pack_planes   canonical planes uint8 [P, N, ceil(K/8)] -> the layout of the tensor's device
+//   unpack_planes the inverse
+//
+// planes: packed, at least `precision` of them; lut: fp16 [N, G, 2^min(b, L)]; alpha: fp16
+// [N, G, b - L, C] where b > L, else None. L follows from the tensors: see codebook_of in checks.h.
+#include <torch/library.h>
+
+TORCH_LIBRARY(anyprec, m) {
+  m.def(
+      "linear(Tensor x, Tensor planes, Tensor lut, Tensor? alpha, Tensor? bias, int precision, "
+      "int in_features, int group_size, str cell_groups) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "dequantize(Tensor planes, Tensor lut, Tensor? alpha, int precision, int in_features, "
+      "int group_size, str cell_groups, ScalarType dtype) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def("pack_planes(Tensor planes, int in_features) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("unpack_planes(Tensor planes, int in_features) -> Tensor", {at::Tag::pt2_compliant_tag});
+}
