@@ -12,7 +12,7 @@ torch.ops.load_library(Path(__file__).with_name("libanyprec_torch.so"))
 
 
 def _setup_context(ctx, inputs, output):
-    x, planes, lut, alpha, bias, *form = inputs
+    _, planes, lut, alpha, bias, *form = inputs
     ctx.save_for_backward(planes, lut, alpha)
     ctx.form = form
     ctx.has_bias = bias is not None

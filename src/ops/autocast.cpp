@@ -2,8 +2,9 @@
 // torch.nn.functional.linear does.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
+
+#include "anyprec/torch.h"
 
 namespace anyprec::ops {
 namespace {
@@ -15,17 +16,11 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tenso
                   std::string_view cell_groups) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("anyprec::linear", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                            const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
-                            std::int64_t, std::int64_t, std::int64_t, std::string_view)>();
   const at::ScalarType type = at::autocast::get_autocast_dtype(device);
   std::optional<at::Tensor> cast_bias;
   if (bias.has_value()) cast_bias = at::autocast::cached_cast(type, *bias, device);
-  return op.call(at::autocast::cached_cast(type, x, device), planes, lut, alpha, cast_bias,
-                 precision, in_features, group_size, cell_groups);
+  return torch::linear(at::autocast::cached_cast(type, x, device), planes, lut, alpha, cast_bias,
+                       precision, in_features, group_size, cell_groups);
 }
 
 }  // namespace
