@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+
+#include "anyprec/parallel.h"
+#include "kernels/cpu/kernel_set.h"
+#include "kernels/cpu/scratch.h"
+
+namespace anyprec::cpu {
+
+/// Rows of activations as the caller gave them. Borrowed.
+struct Activations {
+  const void* data;
+  std::int64_t stride;   ///< elements between rows
+  std::int64_t rows;     ///< M
+  std::int64_t columns;  ///< K
+  ScalarType type;
+};
+
+/// Activations in 15-bit fixed point: each block of 32 columns of a row is multiples of its largest
+/// magnitude / kActivationSteps, in the order that the kernels' unpacking wants. Columns are padded
+/// with zeros to whole steps. A block whose largest magnitude is below 2^-90 becomes zero; a block
+/// with a NaN or an infinity gets a NaN for its scale.
+class FixedActivations {
+ public:
+  FixedActivations(const KernelSet& kernels, const Activations& x);
+  /// The rows from `first` on.
+  FixedRows rows(std::int64_t first) const;
+
+ private:
+  std::int64_t value_stride_;
+  std::int64_t scale_stride_;
+  Scratch<std::int16_t> values_;
+  Scratch<float> scales_;
+};
+
+/// Activations in fp32, cut into steps of columns: [steps, M, step columns], padded with zeros, so
+/// that what a GEMM reads together lies together.
+class SteppedActivations {
+ public:
+  SteppedActivations(const KernelSet& kernels, const Activations& x, const Executor& executor);
+  /// Step `step` of the rows from `first` on.
+  const float* step(std::int64_t step, std::int64_t first) const {
+    return values_.data() + (step * rows_ + first) * step_columns_;
+  }
+
+ private:
+  std::int64_t rows_;
+  std::int64_t step_columns_;
+  Scratch<float> values_;
+};
+
+/// Steps of columns that cover `columns`.
+inline std::int64_t step_count(const KernelSet& kernels, std::int64_t columns) {
+  const std::int64_t width = kernels.step_units * kUnitColumns;
+  return (columns + width - 1) / width;
+}
+
+}  // namespace anyprec::cpu

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstdint>
+
+#include "anyprec/linear.h"
+
+/// What one instruction set provides, as plain functions on raw pointers. The loops over rows,
+/// tiles and threads are shared (matvec.cpp, gemm.cpp, dequantize.cpp) and compiled for the
+/// baseline.
+///
+/// Words used here: a *unit* is 256 columns of one plane (32 bytes, pack_planes); a *step* is the
+/// number of units that a kernel decodes at once (1, or 2 with AVX-512); a *block* is 32 columns:
+/// bit j of a unit's bytes is its block j.
+namespace anyprec::cpu {
+
+inline constexpr int kUnitBytes = 32;
+inline constexpr int kUnitColumns = 256;
+inline constexpr int kBlockColumns = 32;
+inline constexpr int kUnitBlocks = 8;
+/// Bytes of the look-up table of one codebook: 2^b 16-bit entries, but at least 32.
+constexpr int table_bytes(int precision) { return precision < 5 ? 64 : 2 << precision; }
+inline constexpr int kMaxTableBytes = 512;
+/// Activations are multiples of (largest magnitude in the block) / kActivationSteps, weights of
+/// (largest magnitude in the table) / kTableSteps: four products still fit in 32 bits.
+inline constexpr int kActivationSteps = 16383;
+inline constexpr int kTableSteps = 32767;
+/// The most rows of activations that a matvec kernel takes at once.
+inline constexpr int kMatvecRows = 4;
+/// Rows of W that a GEMM tile holds.
+inline constexpr int kTileRows = 12;
+
+/// The b planes of one row of W.
+struct PlaneRow {
+  const std::uint8_t* data;   ///< plane 0, the most significant
+  std::int64_t plane_stride;  ///< bytes from one plane to the next
+  std::int64_t units;
+};
+
+/// The tables of one row of W, one a group, table_bytes(b) apart.
+struct Tables {
+  const std::uint8_t* data;
+  const float* scales;            ///< [G] largest magnitude, for fixed-point tables
+  std::int64_t blocks_per_group;  ///< not read by kernels for a single group
+};
+
+/// Rows of activations in fixed point, in the order of a KernelSet (activations.h).
+struct FixedRows {
+  const std::int16_t* values;
+  std::int64_t stride;  ///< values between rows
+  const float* scales;
+  std::int64_t scale_stride;  ///< scales between rows
+};
+
+/// out[i] = sum over k of w[k] x[i][k], for the kernel's fixed number of rows of x.
+using MatvecKernel = void (*)(const PlaneRow& planes, const Tables& tables, const FixedRows& x,
+                              float* out);
+
+/// One step of a row as fp32, in the order of the columns: all its columns are written, padding
+/// too. `unit` is the first unit of the step. `low` is only read by kernels for fp32 tables.
+using DecodeKernel = void (*)(const PlaneRow& planes, std::int64_t unit, const Tables& high,
+                              const Tables& low, float* out);
+
+struct KernelSet {
+  int step_units;    ///< units in a step
+  int lanes;         ///< floats in an accumulator of `multiply`
+  int scale_copies;  ///< how often FixedRows repeats a block's scale
+  /// Column c of a step is value order[c] of the step in FixedRows.
+  const std::uint16_t* order;
+
+  void (*half_to_float)(const std::uint16_t* in, int count, float* out);
+  /// Makes the fixed-point table of 2^precision values and returns the largest magnitude, or NaN
+  /// where a value is not finite (the table is then undefined).
+  float (*fixed_table)(const float* values, int precision, std::uint8_t* table);
+  /// A table of 2^precision 16-bit patterns.
+  void (*bit_table)(const std::uint16_t* values, int precision, std::uint8_t* table);
+
+  MatvecKernel (*matvec)(int precision, int rows, bool grouped);
+  /// halves: the tables hold fp16 bits in `high`; else the two halves of fp32 bits.
+  DecodeKernel (*decode)(int precision, bool halves, bool grouped);
+
+  /// acc[i][n] += w[n] * x[i], lane by lane, over one step of columns.
+  ///   w: [w_rows, step columns], x: [x_rows, step columns], acc: [x_rows, kTileRows, lanes].
+  void (*multiply)(const float* w, int w_rows, const float* x, std::int64_t x_rows, float* acc);
+  /// out[i] = the sum of the lanes of acc[i], for `count` accumulators.
+  void (*reduce)(const float* acc, std::int64_t count, float* out);
+};
+
+const KernelSet& scalar_kernels();
+const KernelSet& avx2_kernels();
+const KernelSet& avx512_kernels();
+const KernelSet& avx512vbmi_kernels();
+
+/// The kernels for `isa`. Throws InvalidArgument where the machine lacks it.
+const KernelSet& kernels_for(Isa isa);
+
+}  // namespace anyprec::cpu

@@ -1,0 +1,66 @@
+#include <algorithm>
+
+#include "kernels/cpu/paths.h"
+#include "kernels/cpu/row_tables.h"
+
+namespace anyprec::cpu {
+namespace {
+
+constexpr std::int64_t kGrainWeights = 65536;  // fewer are not worth another thread
+
+/// One row of W whose tables fixed point cannot hold, in fp32 tables and double sums.
+void multiply_unbounded_row(const Weights& w, const KernelSet& kernels, std::int64_t row,
+                            const Activations& x, const Output& y) {
+  const std::int64_t table_size = group_count(w) * table_bytes(w.precision);
+  const int width = kernels.step_units * kUnitColumns;
+  const Scratch<std::uint8_t> high(table_size);
+  const Scratch<std::uint8_t> low(table_size);
+  const Scratch<float> columns(2 * width);
+  make_exact_tables(kernels, w, row, high.data(), low.data());
+  const DecodeKernel decode =
+      kernels.decode(w.precision, has_half_tables(w), w.form.group_size > 0);
+  float* x_columns = columns.data() + width;
+  for (std::int64_t i = 0; i < x.rows; ++i) {
+    double sum = 0;
+    for (std::int64_t first = 0; first < x.columns; first += width) {
+      decode(plane_row(w, row), first / kUnitColumns, {high.data(), nullptr, blocks_per_group(w)},
+             {low.data(), nullptr, blocks_per_group(w)}, columns.data());
+      const std::int64_t count = std::min<std::int64_t>(width, x.columns - first);
+      load_floats(x.data, i * x.stride + first, count, x.type, x_columns);
+      for (std::int64_t c = 0; c < count; ++c)
+        sum += static_cast<double>(columns.data()[c]) * x_columns[c];
+    }
+    y.store(i, row, static_cast<float>(sum));
+  }
+}
+
+}  // namespace
+
+void multiply_few(const Weights& weights, const KernelSet& kernels, const Activations& x,
+                  const Output& y, const Executor& executor) {
+  const FixedActivations fixed(kernels, x);
+  const bool grouped = weights.form.group_size > 0;
+  const std::int64_t groups = group_count(weights);
+  const std::int64_t grain =
+      std::max<std::int64_t>(1, kGrainWeights / std::max<std::int64_t>(1, x.columns));
+  executor.parallel_for(weights.out_features, grain, [&](std::int64_t begin, std::int64_t end) {
+    const Scratch<std::uint8_t> tables(groups * table_bytes(weights.precision));
+    const Scratch<float> scales(groups);
+    for (std::int64_t row = begin; row < end; ++row) {
+      if (!make_fixed_tables(kernels, weights, row, tables.data(), scales.data())) {
+        multiply_unbounded_row(weights, kernels, row, x, y);
+        continue;
+      }
+      const Tables row_tables{tables.data(), scales.data(), blocks_per_group(weights)};
+      for (std::int64_t first = 0; first < x.rows; first += kMatvecRows) {
+        const int count = static_cast<int>(std::min<std::int64_t>(kMatvecRows, x.rows - first));
+        float out[kMatvecRows];
+        kernels.matvec(weights.precision, count, grouped)(plane_row(weights, row), row_tables,
+                                                          fixed.rows(first), out);
+        for (int i = 0; i < count; ++i) y.store(first + i, row, out[i]);
+      }
+    }
+  });
+}
+
+}  // namespace anyprec::cpu

@@ -1,0 +1,75 @@
+#include <cstring>
+
+#include "anyprec/linear.h"
+#include "anyprec/planes.h"
+#include "kernels/cpu/kernel_set.h"
+
+namespace anyprec::cpu {
+namespace {
+
+/// Transposes an 8 x 8 bit matrix whose rows are the bytes of v (Hacker's Delight, 7-3).
+std::uint64_t transpose8x8(std::uint64_t v) {
+  std::uint64_t t = (v ^ (v >> 7)) & 0x00AA00AA00AA00AAull;
+  v ^= t ^ (t << 7);
+  t = (v ^ (v >> 14)) & 0x0000CCCC0000CCCCull;
+  v ^= t ^ (t << 14);
+  t = (v ^ (v >> 28)) & 0x00000000F0F0F0F0ull;
+  return v ^ t ^ (t << 28);
+}
+
+/// Between the 32 bytes of 256 canonical columns and one packed unit. Canonical byte 4 j + q holds
+/// columns 32 j + 8 q .. + 7, so the eight bytes q, q + 4, .. become packed bytes 8 q .. 8 q + 7 by
+/// a transposition; the inverse is the same with the roles of the addresses swapped.
+void pack_unit(const std::uint8_t* canonical, std::uint8_t* packed) {
+  for (int q = 0; q < 4; ++q) {
+    std::uint64_t rows = 0;
+    for (int j = 0; j < 8; ++j) rows |= std::uint64_t{canonical[4 * j + q]} << (8 * j);
+    rows = transpose8x8(rows);
+    for (int i = 0; i < 8; ++i) packed[8 * q + i] = static_cast<std::uint8_t>(rows >> (8 * i));
+  }
+}
+
+void unpack_unit(const std::uint8_t* packed, std::uint8_t* canonical) {
+  for (int q = 0; q < 4; ++q) {
+    std::uint64_t rows = 0;
+    for (int i = 0; i < 8; ++i) rows |= std::uint64_t{packed[8 * q + i]} << (8 * i);
+    rows = transpose8x8(rows);
+    for (int j = 0; j < 8; ++j) canonical[4 * j + q] = static_cast<std::uint8_t>(rows >> (8 * j));
+  }
+}
+
+/// Bytes of unit u that a canonical row of row_bytes really has.
+std::int64_t unit_bytes(std::int64_t row_bytes, std::int64_t u) {
+  const std::int64_t left = row_bytes - u * kUnitBytes;
+  return left < kUnitBytes ? left : kUnitBytes;
+}
+
+}  // namespace
+
+void pack_planes(const std::uint8_t* canonical, std::int64_t planes, std::int64_t out_features,
+                 std::int64_t in_features, std::uint8_t* packed) {
+  const std::int64_t from = plane_row_bytes(in_features);
+  const std::int64_t to = packed_row_bytes(in_features);
+  for (std::int64_t row = 0; row < planes * out_features; ++row) {
+    for (std::int64_t u = 0; u < to / kUnitBytes; ++u) {
+      std::uint8_t unit[kUnitBytes] = {};
+      std::memcpy(unit, canonical + row * from + u * kUnitBytes, unit_bytes(from, u));
+      pack_unit(unit, packed + row * to + u * kUnitBytes);
+    }
+  }
+}
+
+void unpack_planes(const std::uint8_t* packed, std::int64_t planes, std::int64_t out_features,
+                   std::int64_t in_features, std::uint8_t* canonical) {
+  const std::int64_t from = packed_row_bytes(in_features);
+  const std::int64_t to = plane_row_bytes(in_features);
+  for (std::int64_t row = 0; row < planes * out_features; ++row) {
+    for (std::int64_t u = 0; u < from / kUnitBytes; ++u) {
+      std::uint8_t unit[kUnitBytes];
+      unpack_unit(packed + row * from + u * kUnitBytes, unit);
+      std::memcpy(canonical + row * to + u * kUnitBytes, unit, unit_bytes(to, u));
+    }
+  }
+}
+
+}  // namespace anyprec::cpu

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/activations.h"
+#include "kernels/cpu/float_types.h"
+
+/// The two ways to compute y = x W^T + bias; linear.cpp chooses by M.
+namespace anyprec::cpu {
+
+/// Where results go, and what is added to them on the way.
+struct Output {
+  void* data;
+  std::int64_t stride;  ///< elements between rows
+  const void* bias;     ///< [N] or null
+  ScalarType type;
+
+  void store(std::int64_t i, std::int64_t n, float value) const {
+    if (bias != nullptr) {
+      float b;
+      load_floats(bias, n, 1, type, &b);
+      value += b;
+    }
+    store_floats(&value, 1, type, data, i * stride + n);
+  }
+};
+
+/// Few rows: fixed-point activations against the codes as they stream by.
+void multiply_few(const Weights& weights, const KernelSet& kernels, const Activations& x,
+                  const Output& y, const Executor& executor);
+
+/// Many rows: a tile of rows of W, one step of columns at a time, becomes fp32 in the nearest cache
+/// and meets every row of x there.
+void multiply_many(const Weights& weights, const KernelSet& kernels, const Activations& x,
+                   const Output& y, const Executor& executor);
+
+}  // namespace anyprec::cpu
