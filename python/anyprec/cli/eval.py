@@ -1,0 +1,147 @@
+"""anyprec eval: perplexity at each precision, beside the original model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from anyprec.cli.errors import clear_errors
+from anyprec.cli.output import JsonOption, console_for, write_json
+
+if TYPE_CHECKING:
+    from anyprec.evaluate import Evaluation, Score
+
+
+@clear_errors
+def eval_command(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint's directory.")],
+    dataset: Annotated[
+        str, typer.Option(help="wikitext2 (through `datasets`), another known name, or a file.")
+    ] = "wikitext2",
+    precisions: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated, 3,4,8 for example; all of the checkpoint by default."),
+    ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(help="The model it was made from: a folder, a hub name or a GGUF file."),
+    ] = None,
+    seq_len: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 2048,
+    max_windows: Annotated[
+        int | None, typer.Option(min=1, help="Score the first windows only.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")
+    ] = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Measure perplexity, and with --original also KL divergence and top-1 agreement.
+
+    The text is tokenized as a whole and cut into windows that do not overlap; a window's first
+    token is not scored. "±" is the standard error over windows.
+
+    Example: anyprec eval out --dataset test.txt --precisions 3,4,8 --original model --json out.json
+    """
+    from transformers import AutoTokenizer
+
+    from anyprec.evaluate import evaluate, load_text, windows
+    from anyprec.model import AnyPrecisionForCausalLM
+
+    wanted = None if precisions is None else parse_precisions(precisions)
+    console = console_for(json)
+    text = load_text(dataset)
+    model = AnyPrecisionForCausalLM.from_quantized(
+        checkpoint, precisions=wanted, device=device, dtype=dtype
+    )
+    wanted = wanted or model.precisions
+    tokens = windows(AutoTokenizer.from_pretrained(checkpoint), text, seq_len, max_windows)
+    reference = None
+    if original is not None:
+        from anyprec.source import load_source
+
+        reference = load_source(original).model.to(device=device, dtype=model.dtype).eval()
+    with _progress(console) as progress:
+        models = len(wanted) + (reference is not None)
+        task = progress.add_task(f"{tokens.shape[0]} windows", total=tokens.shape[0] * models)
+        evaluation = evaluate(
+            model, tokens, wanted, reference, on_step=lambda: progress.advance(task)
+        )
+    console.print(_table(evaluation, original))
+    report: dict[str, Any] = evaluation.to_dict()
+    report |= {
+        "checkpoint": str(checkpoint),
+        "dataset": dataset,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    if original is not None:
+        report["original"]["path"] = original
+    write_json(report, json)
+
+
+def parse_precisions(text: str) -> list[int]:
+    """ "3,4,8" -> [3, 4, 8]."""
+    try:
+        precisions = [int(item) for item in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: comma-separated integers are wanted, 3,4,8 for example",
+            param_hint="--precisions",
+        ) from None
+    if len(set(precisions)) != len(precisions):
+        raise typer.BadParameter(f"{text!r} names one twice", param_hint="--precisions")
+    return precisions
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _table(evaluation: "Evaluation", original: str | None) -> Table:
+    table = Table(caption=f"{evaluation.windows} windows of {evaluation.seq_len} tokens")
+    for header in ("precision", "perplexity", "±"):
+        table.add_column(header, justify="right")
+    if original is not None:
+        for header in ("KL to original", "±", "top-1 agreement"):
+            table.add_column(header, justify="right")
+    for score in evaluation.results:
+        table.add_row(*_row(str(score.precision), score))
+    if evaluation.original is not None:
+        table.add_section()
+        table.add_row(*_row(f"original {escape(Path(str(original)).name)}", evaluation.original))
+    return table
+
+
+def _row(name: str, score: "Score") -> list[str]:
+    cells = [name, f"{score.perplexity:.3f}", _number(score.stderr, ".3f")]
+    if score.kl is not None:
+        cells += [
+            f"{score.kl:.5f}",
+            _number(score.kl_stderr, ".5f"),
+            _number(score.top1, ".2%"),
+        ]
+    return cells
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,198 @@
+"""How well a model predicts a text at each precision, beside the original model.
+
+Protocol: the whole text is tokenized at once, by the tokenizer's own rules for one text, and cut
+into windows of `seq_len` tokens that do not overlap; a last, shorter piece is left out. Each window
+is scored on its own: a model sees its `seq_len` tokens and is scored on the `seq_len - 1` that
+follow another one, with the softmax in fp32. Nothing is put in front of a window.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyprec.datasets import DatasetError, documents
+
+# Rows of logits that are made fp32 at a time: [rows, vocabulary].
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's figures over all windows.
+
+    perplexity: exp of the mean negative log-likelihood of a token (nats).
+    stderr: its standard error: that of the mean over windows (their sample standard deviation over
+    the root of their number), times the perplexity, the derivative of exp (delta method). None for
+    a single window.
+    kl: mean KL divergence (nats a token) of the original's distribution to this model's; kl_stderr
+    likewise over windows; top1: share of tokens where both rank the same token first. None where
+    there was no original.
+    """
+
+    precision: int | None
+    perplexity: float
+    stderr: float | None
+    kl: float | None = None
+    kl_stderr: float | None = None
+    top1: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: absent figures are left out, but for stderr; those that overflowed are null."""
+        names = ("precision", "perplexity", "stderr", "kl", "kl_stderr", "top1")
+        values = {name: getattr(self, name) for name in names}
+        return {
+            name: value if value is None or math.isfinite(value) else None
+            for name, value in values.items()
+            if value is not None or name == "stderr"
+        }
+
+
+@dataclass
+class _Tally:
+    """Means per window of one model."""
+
+    nll: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    top1: list[float] = field(default_factory=list)
+
+    def score(self, precision: int | None) -> Score:
+        nll, nll_stderr = mean_and_stderr(self.nll)
+        perplexity = math.exp(nll) if nll < 700 else math.inf
+        stderr = None if nll_stderr is None else perplexity * nll_stderr
+        if not self.kl:
+            return Score(precision, perplexity, stderr)
+        kl, kl_stderr = mean_and_stderr(self.kl)
+        return Score(precision, perplexity, stderr, kl, kl_stderr, sum(self.top1) / len(self.top1))
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error; None for fewer than two values."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def load_text(dataset: str) -> str:
+    """The test split of a known dataset ("wikitext2", ...), or a file or folder, as one text."""
+    _, texts = documents(dataset, split="test")
+    return "\n\n".join(texts)
+
+
+def windows(
+    tokenizer: Any, text: str, seq_len: int = 2048, max_windows: int | None = None
+) -> Tensor:
+    """Cuts a text into windows of tokens: int64 [windows, seq_len].
+
+    Raises DatasetError when the text is shorter than one window.
+    """
+    if seq_len < 2:
+        raise DatasetError(f"seq_len {seq_len}: at least 2 is wanted")
+    if max_windows is not None and max_windows < 1:
+        raise DatasetError(f"max_windows {max_windows}: at least 1 is wanted")
+    ids = tokenizer(text, verbose=False).input_ids
+    count = len(ids) // seq_len
+    if count == 0:
+        raise DatasetError(f"the text has {len(ids)} tokens, fewer than one window of {seq_len}")
+    if max_windows is not None:
+        count = min(count, max_windows)
+    return torch.tensor(ids[: count * seq_len], dtype=torch.int64).view(count, seq_len)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    results: list[Score]  # one for each precision, in the order asked for
+    original: Score | None
+    windows: int
+    seq_len: int
+
+    def to_dict(self) -> dict[str, Any]:
+        report: dict[str, Any] = {"results": [score.to_dict() for score in self.results]}
+        if self.original is not None:
+            report["original"] = self.original.to_dict()
+        return {**report, "windows": self.windows, "seq_len": self.seq_len}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module | None,
+    tokens: Tensor,
+    precisions: Iterable[int] = (),
+    original: nn.Module | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Scores a model at each precision on windows of tokens, and the original beside it.
+
+    tokens: int64 [windows, seq_len]. on_step is called after each window of each model. The
+    original's logits of one window are all that is kept of it, so memory does not grow with the
+    text.
+    """
+    wanted = list(precisions)
+    reference = _Tally()
+    tallies = {precision: _Tally() for precision in wanted}
+    for window in tokens:
+        base = None
+        if original is not None:
+            base = _logits(original, window)
+            reference.nll.append(_mean(_nll(base, window)))
+            _step(on_step)
+        for precision in wanted:
+            logits = _logits(model, window, precision=precision)
+            tally = tallies[precision]
+            tally.nll.append(_mean(_nll(logits, window)))
+            if base is not None:
+                kl, same = _divergence(base, logits)
+                tally.kl.append(kl)
+                tally.top1.append(same)
+            _step(on_step)
+    return Evaluation(
+        results=[tallies[precision].score(precision) for precision in wanted],
+        original=None if original is None else reference.score(None),
+        windows=tokens.shape[0],
+        seq_len=tokens.shape[1],
+    )
+
+
+def _step(on_step: Callable[[], None] | None) -> None:
+    if on_step is not None:
+        on_step()
+
+
+def _logits(model: nn.Module, window: Tensor, **kwargs: Any) -> Tensor:
+    """The logits that predict tokens 1.. of the window: [seq_len - 1, vocabulary]."""
+    ids = window.to(model.device).unsqueeze(0)
+    return model(input_ids=ids, use_cache=False, **kwargs).logits[0, :-1]
+
+
+def _mean(chunks: Iterable[Tensor]) -> float:
+    values = torch.cat(list(chunks))
+    return float(values.double().mean())
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    for begin in range(0, rows, _ROWS):
+        yield slice(begin, min(begin + _ROWS, rows))
+
+
+def _nll(logits: Tensor, window: Tensor) -> Iterator[Tensor]:
+    targets = window[1:].to(logits.device)
+    for rows in _chunks(logits.shape[0]):
+        yield nn.functional.cross_entropy(logits[rows].float(), targets[rows], reduction="none")
+
+
+def _divergence(base: Tensor, logits: Tensor) -> tuple[float, float]:
+    """Mean KL(base || logits) of a token, and the share of tokens with the same first choice."""
+    # A checkpoint and its original may pad the vocabulary differently; both know the shorter one.
+    vocabulary = min(base.shape[1], logits.shape[1])
+    kl, same = [], []
+    for rows in _chunks(logits.shape[0]):
+        p = base[rows, :vocabulary].to(logits.device).float().log_softmax(-1)
+        q = logits[rows, :vocabulary].float().log_softmax(-1)
+        kl.append(nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1))
+        same.append((p.argmax(-1) == q.argmax(-1)).float())
+    return _mean(kl), _mean(same)
