@@ -1,0 +1,78 @@
+#include "src/quantize/candidate_scan.h"
+
+#include <limits>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define ANYPREC_SCAN_AVX2 1
+#include <immintrin.h>
+#endif
+
+namespace anyprec::quantize {
+namespace {
+
+Candidate scan_scalar(const double* base, const PrefixView& begins, const PrefixPoint& end,
+                      std::int64_t count) {
+  Candidate best{std::numeric_limits<double>::infinity(), 0};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double cost = base[i] + segment_cost(begins[i], end);
+    if (cost < best.cost) best = {cost, i};
+  }
+  return best;
+}
+
+#ifdef ANYPREC_SCAN_AVX2
+// Four candidates at a time, in the operations and order of scan_scalar (and no fused
+// multiply-add), so that the result is the same to the bit.
+__attribute__((target("avx2"))) Candidate scan_avx2(const double* base, const PrefixView& begins,
+                                                    const PrefixPoint& end, std::int64_t count) {
+  if (count < 4) return scan_scalar(base, begins, end, count);
+  const __m256d mass_end = _mm256_set1_pd(end.mass);
+  const __m256d moment_end = _mm256_set1_pd(end.moment);
+  const __m256d square_end = _mm256_set1_pd(end.square);
+  const auto cost_of = [&](std::int64_t i) __attribute__((target("avx2"), always_inline)) {
+    const __m256d mass = _mm256_sub_pd(mass_end, _mm256_loadu_pd(begins.mass + i));
+    const __m256d moment = _mm256_sub_pd(moment_end, _mm256_loadu_pd(begins.moment + i));
+    const __m256d square = _mm256_sub_pd(square_end, _mm256_loadu_pd(begins.square + i));
+    const __m256d mean_part = _mm256_div_pd(_mm256_mul_pd(moment, moment), mass);
+    const __m256d cost = _mm256_max_pd(_mm256_sub_pd(square, mean_part), _mm256_setzero_pd());
+    return _mm256_add_pd(_mm256_loadu_pd(base + i), cost);
+  };
+
+  // Lane l holds the best of the candidates l, l + 4, ... The last block overlaps the one before
+  // it rather than leaving a tail: a candidate seen twice never beats itself.
+  const __m256i lanes = _mm256_set_epi64x(3, 2, 1, 0);
+  __m256d best_cost = cost_of(0);
+  __m256i best_index = lanes;
+  for (std::int64_t next = 4; next < count; next += 4) {
+    const std::int64_t i = std::min(next, count - 4);
+    const __m256d cost = cost_of(i);
+    const __m256d less = _mm256_cmp_pd(cost, best_cost, _CMP_LT_OQ);
+    const __m256i index = _mm256_add_epi64(_mm256_set1_epi64x(i), lanes);
+    best_cost = _mm256_blendv_pd(best_cost, cost, less);
+    best_index = _mm256_blendv_epi8(best_index, index, _mm256_castpd_si256(less));
+  }
+
+  alignas(32) double costs[4];
+  alignas(32) std::int64_t indices[4];
+  _mm256_store_pd(costs, best_cost);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(indices), best_index);
+  Candidate best{std::numeric_limits<double>::infinity(), 0};
+  for (int lane = 0; lane < 4; ++lane) {
+    if (costs[lane] < best.cost || (costs[lane] == best.cost && indices[lane] < best.index)) {
+      best = {costs[lane], indices[lane]};
+    }
+  }
+  return best;
+}
+#endif
+
+}  // namespace
+
+CandidateScan select_candidate_scan() {
+#ifdef ANYPREC_SCAN_AVX2
+  if (__builtin_cpu_supports("avx2")) return scan_avx2;
+#endif
+  return scan_scalar;
+}
+
+}  // namespace anyprec::quantize
