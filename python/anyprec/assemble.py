@@ -1,0 +1,135 @@
+"""Writing the checkpoint of a quantized model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyprec import _core
+from anyprec.datasets import Tokens
+from anyprec.modules import Linear, Selection
+from anyprec.options import Options
+from anyprec.source import DTYPE_NAMES, Source, dtype_name, tensor_bytes
+from anyprec.work import Piece
+
+FORMAT_VERSION = 1
+MANIFEST = "anyprec_manifest.json"
+PRODUCER = f"anyprec {_core.__version__}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model and everything that determines the checkpoint made of it."""
+
+    source: Source
+    selection: Selection
+    options: Options
+    tokens: Tokens
+    source_sha256: str
+    device: torch.device
+    calibration_dtype: torch.dtype
+
+    def calibration_record(self) -> dict[str, Any]:
+        return {
+            **self.tokens.record(),
+            "device": self.device.type,
+            "dtype": dtype_name(self.calibration_dtype),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """For the manifest: equal requests, and only they, have equal records."""
+        return {
+            "producer": PRODUCER,
+            "source": {"name": self.source.name, "sha256": self.source_sha256},
+            "dtype": dtype_name(self.source.dtype),
+            "modules": {
+                "from": self.selection.origin,
+                "patterns": list(self.selection.patterns),
+                "names": [linear.name for linear in self.selection.linears],
+            },
+            "calibration": self.calibration_record(),
+            "precisions": list(self.options.precisions),
+            "seed_precision": self.options.seed_precision,
+            "group_size": self.options.group_size,
+            "codebook": self.options.codebook,
+        }
+
+    def config(self) -> dict[str, Any]:
+        """config.json: the model's own with `quantization_config`."""
+        config = self.source.config_dict()
+        config["quantization_config"] = {
+            "quant_method": "anyprec",
+            "format_version": FORMAT_VERSION,
+            "codebook": {
+                "lut_bits": 8,
+                "cell_groups": "one",
+                "group_size": self.options.group_size,
+            },
+            "precisions": list(self.options.precisions),
+            "seed_precision": self.options.seed_precision,
+            "modules": [asdict(linear) for linear in self.selection.linears],
+            "modules_from": self.selection.origin,
+            "calibration": self.calibration_record(),
+            "producer": PRODUCER,
+        }
+        return config
+
+
+def base_tensors(source: Source, selection: Selection) -> dict[str, torch.Tensor]:
+    """Every tensor that is not quantized, by name."""
+    weights = {f"{linear.name}.weight" for linear in selection.linears}
+    return {name: t for name, t in source.tensors().items() if name not in weights}
+
+
+def write_checkpoint(
+    request: Request, out: Path, pieces: Iterable[tuple[Linear, Piece]], overwrite: bool
+) -> None:
+    """Writes everything under a temporary name and renames it to `out`.
+
+    pieces: for every linear "planes" uint8 [parent, N, ceil(K/8)] and "lut.<b>" fp16 [N, G, 2^b].
+    """
+    config_json = json.dumps(request.config(), indent=2, ensure_ascii=False) + "\n"
+    options_json = json.dumps(request.record(), sort_keys=True)
+    writer = _core.CheckpointWriter(out, config_json, options_json, overwrite=overwrite)
+    try:
+        for name, tensor in base_tensors(request.source, request.selection).items():
+            tensor = request.source.stored(tensor)
+            data = np.asarray(tensor_bytes(tensor))
+            writer.add(name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), data)
+        for linear, piece in pieces:
+            _add_linear(writer, linear, piece, request.options.precisions)
+        for file_name, content in _companions(request.source).items():
+            writer.add_file(file_name, content)
+        writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def _add_linear(writer: Any, linear: Linear, piece: Piece, precisions: Iterable[int]) -> None:
+    for index, plane in enumerate(piece.tensors["planes"].numpy()):
+        writer.add(f"{linear.name}.plane.{index}", "U8", list(plane.shape), plane)
+    for precision in precisions:
+        lut = piece.tensors[f"lut.{precision}"].numpy()
+        writer.add(f"{linear.name}.lut.{precision}", "F16", list(lut.shape), lut)
+
+
+def _companions(source: Source) -> dict[str, bytes]:
+    """Generation config and tokenizer files, by name."""
+    files: dict[str, bytes] = {}
+    generation = getattr(source.model, "generation_config", None)
+    if generation is not None:
+        files["generation_config.json"] = generation.to_json_string().encode()
+    with tempfile.TemporaryDirectory() as folder:
+        source.tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return files

@@ -1,0 +1,81 @@
+"""What a quantization is asked to make, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from anyprec.datasets import BUILTIN
+from anyprec.source import Source, parse_dtype
+
+# "lut": a full table per output channel and precision. The only form that this version fits.
+CODEBOOKS = ("lut",)
+
+
+class QuantizeError(ValueError):
+    """Options that contradict each other, or a result that the format cannot hold."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make; see `quantize` for each."""
+
+    modules: tuple[str, ...] = ()
+    dataset: str = BUILTIN
+    num_examples: int = 100
+    seq_len: int = 512
+    random_state: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    calibration_dtype: str = "auto"
+    precisions: tuple[int, ...] = tuple(range(2, 9))
+    seed_precision: int = 3
+    group_size: int = 0
+    codebook: str = "lut"
+
+    def __post_init__(self) -> None:
+        b = self.precisions
+        if not b or list(b) != list(range(b[0], b[0] + len(b))) or b[0] < 2 or b[-1] > 8:
+            raise QuantizeError(
+                f"precisions {_listed(b)}: wanted a rising range without gaps within 2..8"
+            )
+        if not b[0] <= self.seed_precision <= b[-1]:
+            raise QuantizeError(
+                f"seed precision {self.seed_precision}: wanted one of the precisions {_listed(b)}"
+            )
+        if self.group_size < 0 or self.group_size % 32:
+            raise QuantizeError(f"group size {self.group_size}: wanted 0 or a multiple of 32")
+        if self.codebook not in CODEBOOKS:
+            raise QuantizeError(
+                f"codebook {self.codebook!r}: this version fits {', '.join(CODEBOOKS)} only"
+            )
+        parse_dtype(self.dtype)
+        parse_dtype(self.calibration_dtype)
+
+
+def resolve_device(device: str) -> str:
+    """A device that is there; "auto" is a GPU when there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise QuantizeError(f"device {device!r}: {error}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise QuantizeError(f"device {device!r}: no CUDA device is available")
+    return device
+
+
+def calibration_dtype(source: Source, options: Options, device: torch.device) -> torch.dtype:
+    """What calibration computes in: "auto" is bfloat16 for a bfloat16 model on a GPU, else fp32."""
+    wanted = parse_dtype(options.calibration_dtype)
+    if wanted is not None:
+        return wanted
+    own = next(source.model.parameters()).dtype
+    return torch.bfloat16 if device.type != "cpu" and own == torch.bfloat16 else torch.float32
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(str(value) for value in values) or "(none)"
