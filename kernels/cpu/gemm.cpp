@@ -52,14 +52,17 @@ class Tile {
   }
 
   void decode_step(std::int64_t first_row, int rows, std::int64_t step) {
+    const std::int64_t groups = group_count(weights_);
     const std::int64_t group_blocks = blocks_per_group(weights_);
     const std::int64_t real = std::min(width_, weights_.in_features - step * width_);
     for (int r = 0; r < rows; ++r) {
       float* out = decoded_.data() + r * width_;
       const std::int64_t table = r * table_stride_;
-      decode_(plane_row(weights_, first_row + r), step * kernels_.step_units,
-              {high_.data() + table, nullptr, group_blocks},
-              {low_.data() + (has_half_tables(weights_) ? 0 : table), nullptr, group_blocks}, out);
+      decode_(
+          plane_row(weights_, first_row + r), step * kernels_.step_units,
+          {high_.data() + table, nullptr, groups, group_blocks},
+          {low_.data() + (has_half_tables(weights_) ? 0 : table), nullptr, groups, group_blocks},
+          out);
       // Padding decodes to a value of code 0, which may be infinite: make it count for nothing.
       std::fill(out + real, out + width_, 0.0f);
     }

@@ -40,6 +40,7 @@ struct PlaneRow {
 struct Tables {
   const std::uint8_t* data;
   const float* scales;            ///< [G] largest magnitude, for fixed-point tables
+  std::int64_t groups;            ///< G
   std::int64_t blocks_per_group;  ///< not read by kernels for a single group
 };
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -56,7 +57,9 @@ void unit_codes(const PlaneRow& planes, std::int64_t unit, int precision, std::u
 }
 
 std::int64_t group_of(const Tables& tables, std::int64_t unit, int block, bool grouped) {
-  return grouped ? (unit * kUnitBlocks + block) / tables.blocks_per_group : 0;
+  if (!grouped) return 0;
+  // The padding of a row may lie past its last group.
+  return std::min((unit * kUnitBlocks + block) / tables.blocks_per_group, tables.groups - 1);
 }
 
 template <class T>

@@ -77,7 +77,8 @@ void dequantize(const Weights& weights, std::int64_t row_begin, std::int64_t row
   check("dequantize", out != nullptr, "out is null");
 
   const std::int64_t width = kernels.step_units * kUnitColumns;
-  const std::int64_t table_size = group_count(weights) * table_bytes(weights.precision);
+  const std::int64_t groups = group_count(weights);
+  const std::int64_t table_size = groups * table_bytes(weights.precision);
   const Scratch<std::uint8_t> high(table_size);
   const Scratch<std::uint8_t> low(table_size);
   const Scratch<float> decoded(width);
@@ -87,8 +88,8 @@ void dequantize(const Weights& weights, std::int64_t row_begin, std::int64_t row
     make_exact_tables(kernels, weights, row, high.data(), low.data());
     for (std::int64_t first = 0; first < columns; first += width) {
       decode(plane_row(weights, row), first / kUnitColumns,
-             {high.data(), nullptr, blocks_per_group(weights)},
-             {low.data(), nullptr, blocks_per_group(weights)}, decoded.data());
+             {high.data(), nullptr, groups, blocks_per_group(weights)},
+             {low.data(), nullptr, groups, blocks_per_group(weights)}, decoded.data());
       const std::int64_t count = width < columns - first ? width : columns - first;
       store_floats(decoded.data(), count, type, out, (row - row_begin) * columns + first);
     }

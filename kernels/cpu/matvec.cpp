@@ -11,7 +11,8 @@ constexpr std::int64_t kGrainWeights = 65536;  // fewer are not worth another th
 /// One row of W whose tables fixed point cannot hold, in fp32 tables and double sums.
 void multiply_unbounded_row(const Weights& w, const KernelSet& kernels, std::int64_t row,
                             const Activations& x, const Output& y) {
-  const std::int64_t table_size = group_count(w) * table_bytes(w.precision);
+  const std::int64_t groups = group_count(w);
+  const std::int64_t table_size = groups * table_bytes(w.precision);
   const int width = kernels.step_units * kUnitColumns;
   const Scratch<std::uint8_t> high(table_size);
   const Scratch<std::uint8_t> low(table_size);
@@ -23,8 +24,9 @@ void multiply_unbounded_row(const Weights& w, const KernelSet& kernels, std::int
   for (std::int64_t i = 0; i < x.rows; ++i) {
     double sum = 0;
     for (std::int64_t first = 0; first < x.columns; first += width) {
-      decode(plane_row(w, row), first / kUnitColumns, {high.data(), nullptr, blocks_per_group(w)},
-             {low.data(), nullptr, blocks_per_group(w)}, columns.data());
+      decode(plane_row(w, row), first / kUnitColumns,
+             {high.data(), nullptr, groups, blocks_per_group(w)},
+             {low.data(), nullptr, groups, blocks_per_group(w)}, columns.data());
       const std::int64_t count = std::min<std::int64_t>(width, x.columns - first);
       load_floats(x.data, i * x.stride + first, count, x.type, x_columns);
       for (std::int64_t c = 0; c < count; ++c)
@@ -51,7 +53,7 @@ void multiply_few(const Weights& weights, const KernelSet& kernels, const Activa
         multiply_unbounded_row(weights, kernels, row, x, y);
         continue;
       }
-      const Tables row_tables{tables.data(), scales.data(), blocks_per_group(weights)};
+      const Tables row_tables{tables.data(), scales.data(), groups, blocks_per_group(weights)};
       for (std::int64_t first = 0; first < x.rows; first += kMatvecRows) {
         const int count = static_cast<int>(std::min<std::int64_t>(kMatvecRows, x.rows - first));
         float out[kMatvecRows];
