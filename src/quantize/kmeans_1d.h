@@ -8,7 +8,8 @@
 
 namespace anyprec::quantize {
 
-/// Optimal weighted k-means in one dimension, to a relative 1e-9 of the least cost.
+/// Optimal weighted k-means in one dimension, to a relative 1e-9 of the least cost and 1e-15 of the
+/// cost of a single cluster (rounding).
 ///
 /// Clusters of an optimum are runs of the sorted points, so it is a shortest path: D_j(i), the
 /// least cost of the first i points in j clusters, is the minimum over p of
