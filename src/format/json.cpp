@@ -21,6 +21,9 @@ std::string shown_value(const Json& value) {
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& source) {
+  if (text.find('\0') != std::string_view::npos) {  // where the parser would silently stop
+    throw FormatError(source + ": not well-formed JSON: it has a NUL byte");
+  }
   std::vector<std::unordered_set<std::string>> keys;  // of every object that is open
   const auto guard = [&](int depth, Json::parse_event_t event, Json& parsed) {
     switch (event) {
