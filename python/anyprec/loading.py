@@ -72,9 +72,9 @@ def fill(
     )
     dense = _check_names(model, checkpoint)
     for index, (name, out_features, in_features) in enumerate(checkpoint.modules):
-        _check_linear(model, name, out_features, in_features)
+        check_linear(model, name, out_features, in_features)
         model.set_submodule(
-            name, _quantized_linear(checkpoint, name, in_features, controller, index, device)
+            name, quantized_linear(checkpoint, name, in_features, controller, index, device)
         )
     # Whatever is filled below; a quantized linear's bias is a parameter like any other.
     for name in _biases(checkpoint):
@@ -106,7 +106,7 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     return data.view(dtype).view(checkpoint.shape(name))
 
 
-def _quantized_linear(
+def quantized_linear(
     checkpoint: Checkpoint,
     name: str,
     in_features: int,
@@ -114,6 +114,7 @@ def _quantized_linear(
     index: int,
     device: torch.device,
 ) -> AnyPrecisionLinear:
+    """One linear of the checkpoint, without its bias."""
     precisions = checkpoint.precisions
     planes = [read_tensor(checkpoint, f"{name}.plane.{i}") for i in range(max(precisions))]
     luts = {b: read_tensor(checkpoint, f"{name}.lut.{b}") for b in precisions}
@@ -135,7 +136,8 @@ def _quantized_linear(
     )
 
 
-def _check_linear(model: PreTrainedModel, name: str, out_features: int, in_features: int) -> None:
+def check_linear(model: PreTrainedModel, name: str, out_features: int, in_features: int) -> None:
+    """Raises FormatError unless the model has such a linear layer."""
     try:
         module = model.get_submodule(name)
     except AttributeError:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
+import anyprec.hf_quantizer  # noqa: F401  (registers it with transformers)
 from anyprec._core import Checkpoint, CheckpointWriter, FormatError, PrecisionError
 from anyprec.linear import AnyPrecisionLinear
 from anyprec.loading import DTYPE_NAMES, architecture_class, fill
@@ -80,9 +81,7 @@ class AnyPrecisionForCausalLM:
             **model_kwargs,
         )
         model.name_or_path = str(directory)
-        model._precision = controller
-        model._checkpoint_config = checkpoint.config
-        model._directory = directory.resolve()
+        adopt(model, controller, checkpoint, directory)
         if (directory / _GENERATION_FILE).is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
         return model
@@ -116,8 +115,11 @@ class AnyPrecisionForCausalLM:
     # and what it resolves to is guarded on, thread by thread.
     @torch._dynamo.disable(recursive=False)
     def __call__(self, *args: Any, precision: PrecisionRequest | None = None, **kwargs: Any) -> Any:
-        with self._precision.running_at(precision):
+        before = self._precision.begin_forward(precision)
+        try:
             return super().__call__(*args, **kwargs)
+        finally:
+            self._precision.end_forward(before)
 
     def generate(self, *args: Any, precision: PrecisionRequest | None = None, **kwargs: Any) -> Any:
         """Hugging Face's generate, at `precision` (the one in force by default)."""
@@ -224,6 +226,20 @@ def any_precision_class(hf_class: type[PreTrainedModel]) -> type[PreTrainedModel
             "__doc__": hf_class.__doc__,
         },
     )
+
+
+def adopt(
+    model: PreTrainedModel,
+    controller: PrecisionController,
+    checkpoint: Checkpoint,
+    directory: Path,
+) -> None:
+    """Gives a model whose linears are quantized what AnyPrecisionForCausalLM needs, and the class."""
+    if not isinstance(model, AnyPrecisionForCausalLM):
+        model.__class__ = any_precision_class(type(model))
+    model._precision = controller
+    model._checkpoint_config = checkpoint.config
+    model._directory = directory.resolve()
 
 
 def _indexed(device: torch.device) -> torch.device:

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import torch
+
 from anyprec._core import PrecisionError
 
 PrecisionRequest = int | Mapping[str, int]
@@ -127,16 +129,25 @@ class PrecisionController:
         finally:
             self._scoped.reset(token)
 
-    @contextlib.contextmanager
-    def running_at(self, request: PrecisionRequest | None) -> Iterator[None]:
-        """Fixes the assignment of one forward pass on this thread; None: the one in force."""
-        with contextlib.nullcontext() if request is None else self.using(request):
-            outer = getattr(self.running, "assignment", None)
-            self.running.assignment = self.resolve(self.request)
-            try:
-                yield
-            finally:
-                self.running.assignment = outer
+    # Called around a forward pass that torch.compile may trace: neither is traced itself.
+    @torch.compiler.disable
+    def begin_forward(self, request: PrecisionRequest | None) -> tuple:
+        """Fixes the assignment of a forward pass on this thread; None: the one in force.
+
+        Returns what end_forward takes back.
+        """
+        assignment = self.resolve(self.request if request is None else request)
+        token = None if request is None else self._scoped.set(_frozen(request))
+        outer = getattr(self.running, "assignment", None)
+        self.running.assignment = assignment
+        return outer, token
+
+    @torch.compiler.disable
+    def end_forward(self, before: tuple) -> None:
+        """Restores what was before begin_forward."""
+        self.running.assignment, token = before
+        if token is not None:
+            self._scoped.reset(token)
 
     def precision_of(self, index: int) -> int:
         """The precision that linear `index` runs at here and now."""

@@ -47,11 +47,15 @@ def generate_command(
     Example: anyprec generate out --prompt "Why is the sky blue?" --precision 3 --precision 8
     """
     from anyprec._core import Checkpoint
-    from anyprec.model import AnyPrecisionForCausalLM
 
     console = console_for(json)
     text = sys.stdin.read() if prompt == "-" else prompt
+    # Opened before the slow import of transformers, so that a wrong path is told at once.
     wanted = list(dict.fromkeys(precision or [max(Checkpoint(checkpoint).available_precisions)]))
+    Checkpoint(checkpoint, sorted(wanted))
+
+    from anyprec.model import AnyPrecisionForCausalLM
+
     model = AnyPrecisionForCausalLM.from_quantized(
         checkpoint, precisions=wanted, device=device, dtype=dtype
     )
