@@ -234,7 +234,7 @@ def adopt(
     checkpoint: Checkpoint,
     directory: Path,
 ) -> None:
-    """Gives a model whose linears are quantized what AnyPrecisionForCausalLM needs, and the class."""
+    """Gives a model whose linears are quantized the class, and what it needs."""
     if not isinstance(model, AnyPrecisionForCausalLM):
         model.__class__ = any_precision_class(type(model))
     model._precision = controller
