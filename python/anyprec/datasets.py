@@ -124,8 +124,8 @@ def documents(dataset: str, split: str = "train") -> tuple[str, Iterator[str]]:
 
 def _file_documents(path: Path) -> Iterator[str]:
     try:
-        # newline="": the bytes decide, not the platform's idea of a line end.
-        with path.open(encoding="utf-8", newline="") as file:
+        # Line ends become "\n", whatever system wrote the file: they are not part of the text.
+        with path.open(encoding="utf-8") as file:
             if path.suffix != ".jsonl":
                 yield file.read()
                 return
