@@ -42,14 +42,6 @@ constexpr std::uint64_t kLengthBytes = 8;
 constexpr std::uint64_t kAlignment = 8;
 constexpr const char* kMetadata = "__metadata__";
 
-std::string shown_shape(std::span<const std::int64_t> shape) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < shape.size() && i < 8; ++i) {
-    text += (i ? ", " : "") + std::to_string(shape[i]);
-  }
-  return text + (shape.size() > 8 ? ", ...]" : "]");
-}
-
 std::uint64_t offset_value(const Fields& entry, const Json& value) {
   if (!value.is_number_unsigned()) {
     entry.reject("data_offsets", "not two unsigned integers", "[begin, end]");
@@ -145,6 +137,14 @@ std::optional<std::uint64_t> tensor_bytes(std::uint64_t element_bytes,
     }
   }
   return bytes;
+}
+
+std::string shown_shape(std::span<const std::int64_t> shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size() && i < 8; ++i) {
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + (shape.size() > 8 ? ", ...]" : "]");
 }
 
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::string& source) {

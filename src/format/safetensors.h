@@ -34,6 +34,9 @@ std::optional<std::uint64_t> dtype_bytes(std::string_view dtype);
 std::optional<std::uint64_t> tensor_bytes(std::uint64_t element_bytes,
                                           std::span<const std::int64_t> shape);
 
+/// A shape for an error message: "[3, 5]", cut after eight dimensions.
+std::string shown_shape(std::span<const std::int64_t> shape);
+
 /// Reads and validates the header of a safetensors file. Beyond what safetensors itself demands
 /// (known dtypes, sizes that agree, data that covers the file without holes or overlaps), every
 /// tensor must be aligned to its elements. Throws FormatError naming `source` and the tensor.

@@ -175,6 +175,19 @@ TEST(SafetensorsHeader, QuotesHostileNamesSafely) {
                  R"("a\x0ab\x22")");
 }
 
+TEST(SafetensorsHeader, CutsHostileShapesInMessages) {
+  std::string ones = "1";
+  for (int i = 0; i < 5000; ++i) ones += ",1";
+  expect_refused(R"({"a":{"dtype":"U8","shape":[)" + ones + R"(],"data_offsets":[0,2]}})", "12",
+                 "1, ...]");
+  const QuantizedModule module{"up", 3, 5};
+  const format::ExpectedTensor expected{
+      format::ExpectedTensor::Kind::kPlane, 0, &module, "U8", {3, 1}, 3, 2};
+  expect_error<FormatError>(
+      [&] { format::Layout::check("a", expected, "U8", std::vector<std::int64_t>(5000, 1), "f"); },
+      "1, ...]");
+}
+
 /// One checkpoint whose JSON files a test may edit.
 class HostileJson : public ::testing::Test {
  protected:
