@@ -50,9 +50,9 @@ class WorkDirectory:
     """Pieces of a run on disk, one safetensors file each.
 
     A piece counts as done when its file is whole, its bytes have the SHA-256 that the file states,
-    and it was made under the same key; whatever else is found under its name is replaced. One
-    process at a time holds the directory. A context manager: leaving it releases the directory
-    but keeps the pieces, `remove` deletes them.
+    and it was made under the same key, kind and name; whatever else is found in its place is
+    replaced. One process at a time holds the directory. A context manager: leaving it releases the
+    directory but keeps the pieces, `remove` deletes them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class WorkDirectory:
         try:
             with safe_open(self._file(kind, name), framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("key") != key:
+                if metadata.get("key") != key_of(key=key, kind=kind, name=name):
                     return None
                 tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
             info = json.loads(metadata["info"])
@@ -93,7 +93,11 @@ class WorkDirectory:
         path = self._file(kind, name)
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        metadata = {"key": key, "sha256": piece.sha256, "info": json.dumps(info, sort_keys=True)}
+        metadata = {
+            "key": key_of(key=key, kind=kind, name=name),
+            "sha256": piece.sha256,
+            "info": json.dumps(info, sort_keys=True),
+        }
         save_file(tensors, temporary, metadata=metadata)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
