@@ -1,9 +1,10 @@
 """How well a model predicts a text at each precision, beside the original model.
 
-Protocol: the whole text is tokenized at once, by the tokenizer's own rules for one text, and cut
-into windows of `seq_len` tokens that do not overlap; a last, shorter piece is left out. Each window
-is scored on its own: a model sees its `seq_len` tokens and is scored on the `seq_len - 1` that
-follow another one, with the softmax in fp32. Nothing is put in front of a window.
+Protocol: the whole text, its lines ending in "\\n", is tokenized at once, by the tokenizer's own
+rules for one text, and cut into windows of `seq_len` tokens that do not overlap; a last, shorter
+piece is left out. Each window is scored on its own: a model sees its `seq_len` tokens and is scored
+on the `seq_len - 1` that follow another one, with the softmax in fp32. Nothing is put in front of a
+window.
 """
 
 import math
@@ -79,9 +80,12 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def load_text(dataset: str) -> str:
-    """The test split of a known dataset ("wikitext2", ...), or a file or folder, as one text."""
+    """The test split of a known dataset ("wikitext2", ...), or a file or folder, as one text.
+
+    Lines end in "\\n" whatever the platform that wrote a file; else a text is taken as it is.
+    """
     _, texts = documents(dataset, split="test")
-    return "\n\n".join(texts)
+    return "\n\n".join(texts).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def windows(

@@ -70,6 +70,7 @@ class AnyPrecisionQuantizer(HfQuantizer):
             model.set_submodule(name, linear)
         model.requires_grad_(False)
         adopt(model, controller, self.checkpoint, self.directory)
+        del self.checkpoint  # the model keeps this object, and shall not keep the mapped files
         return model
 
     def is_serializable(self) -> bool:

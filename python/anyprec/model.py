@@ -207,6 +207,10 @@ class AnyPrecisionForCausalLM:
             if file.is_file() and file.name not in written and file.suffix != ".safetensors":
                 yield file.name, file.read_bytes()
 
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        hf_class = next(c for c in type(self).__mro__ if not issubclass(c, AnyPrecisionForCausalLM))
+        return _restore, (hf_class,), self.__dict__
+
     def _get_name(self) -> str:
         return f"AnyPrecision[{super()._get_name()}]"
 
@@ -226,6 +230,12 @@ def any_precision_class(hf_class: type[PreTrainedModel]) -> type[PreTrainedModel
             "__doc__": hf_class.__doc__,
         },
     )
+
+
+def _restore(hf_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """An empty model for copy and pickle, which cannot find the class by its name."""
+    cls = any_precision_class(hf_class)
+    return cls.__new__(cls)
 
 
 def adopt(

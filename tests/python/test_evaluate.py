@@ -43,10 +43,10 @@ def test_text_shorter_than_a_window_is_an_error():
         windows(byte_tokenizer(), "abc", 50)
 
 
-def test_text_file_is_read_as_it_is(tmp_path):
+def test_text_file_is_taken_as_it_is_but_for_its_line_ends(tmp_path):
     file = tmp_path / "text.txt"
-    file.write_bytes(b" \n a\r\nb  \n\n")
-    assert load_text(str(file)) == " \n a\r\nb  \n\n"
+    file.write_bytes(b" \n a\r\n\r\nb\rc  \n\n")
+    assert load_text(str(file)) == " \n a\n\nb\nc  \n\n"
 
 
 def _plain_scores(model, tokens):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import threading
 
 import pytest
@@ -573,6 +574,34 @@ def test_saved_cast_model_says_its_dtype(model, tmp_path):
     assert again.dtype == torch.bfloat16
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+
+
+@pytest.mark.parametrize("load", ["from_quantized", "auto"])
+def test_pickled_model_is_the_same_model(llama, load):
+    if load == "auto":
+        model = AutoModelForCausalLM.from_pretrained(llama.path)
+    else:
+        model = AnyPrecisionForCausalLM.from_quantized(llama.path)
+    model.set_precision({"*.up_proj": 3, "*": 4})
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(twin) is type(model)
+        assert twin.precision == {"*.up_proj": 3, "*": 4}
+        assert torch.equal(logits(twin), logits(model))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_model_on_the_gpu_is_the_dense_model(checkpoint_of, family):
+    written = checkpoint_of(family)
+    loaded = AnyPrecisionForCausalLM.from_quantized(written.path, device="cuda")
+    moved = AnyPrecisionForCausalLM.from_quantized(written.path).to("cuda")
+    for b in ALL:
+        wanted = logits(written.dense_model(b))
+        for model in (loaded, moved):
+            for rows in (IDS, IDS[:1, :1]):
+                found = logits(model, rows.cuda(), precision=b).cpu()
+                assert_same_logits(found, wanted[: rows.shape[0], : rows.shape[1]])
+    assert torch.equal(logits(moved.cpu(), precision=3), logits(loaded.to("cpu"), precision=3))
 
 
 def test_deep_copy_has_precisions_of_its_own(model):
