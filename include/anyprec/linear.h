@@ -45,18 +45,28 @@ struct Weights {
 };
 
 /// y = x W_b^T + bias, for any M, N, K.
-///   x: [M, K] with `x_stride` elements between rows; y: [M, N] with `y_stride`; bias: [N] or null;
-///   all of `type`. Products are summed at least as exactly as in fp32. M up to 8 reads the
-///   planes directly: activations become 15-bit fixed point per 32 columns and table values 16-bit
-///   per row (relative error of the result about 5e-5 of sum |w||x|); larger M dequantizes one tile
-///   of rows at a time into fp32. A NaN or infinity in a row of x makes that row of y NaN or
-///   infinite where it meets a weight.
-/// Deterministic: the same input gives the same bytes on any number of threads.
+///   x: [M, K] with `x_stride` elements between rows; y: [M, N] with `y_stride`, at least N;
+///   bias: [N] or null; all of `type`. W_b is never held in floating point.
+///
+/// Accuracy, before rounding to `type`. M > 4: products of fp32 values, summed in fp32 in 8 or 16
+/// interleaved parts. M <= 4: activations become 15-bit fixed point in each block of 32 columns, and
+/// table values 16-bit in each table, so that beside the fp32 summation of the blocks
+///   |error| <= sum over blocks (max|x| sum|w| / 32766 + max|table| sum|x| / 65534);
+/// blocks whose max|x| is below 2^-90 count as zero, and sum|x| must be in the range of fp32.
+///
+/// A NaN or an infinity in a row of x makes all of that row of y NaN or infinite (for M <= 4: NaN),
+/// and no other row. A table with a NaN or an infinity gives what fp32 arithmetic gives.
+/// Deterministic: for one M and `isa`, the same input gives the same bytes on any number of threads.
+///
+/// Throws InvalidArgument where a size, stride, precision or pointer is outside the above, or the
+/// machine lacks `isa`.
 void linear(const Weights& weights, const void* x, std::int64_t x_stride, std::int64_t m,
             const void* bias, void* y, std::int64_t y_stride, ScalarType type,
             const Executor& executor, Isa isa = selected_isa());
 
-/// Rows [row_begin, row_end) of W_b as `type`: out is [row_end - row_begin, K], contiguous.
+/// Rows [row_begin, row_end) of W_b as `type`: out is [row_end - row_begin, K], contiguous. Full
+/// tables come out exactly in fp32 and fp16; sums of a hybrid are made in fp32 and rounded once.
+/// Throws InvalidArgument for rows that are not there.
 void dequantize(const Weights& weights, std::int64_t row_begin, std::int64_t row_end, void* out,
                 ScalarType type, Isa isa = selected_isa());
 

@@ -67,9 +67,8 @@ FixedActivations::FixedActivations(const KernelSet& kernels, const Activations& 
   }
 }
 
-FixedRows FixedActivations::rows(std::int64_t first) const {
-  return {values_.data() + first * value_stride_, value_stride_,
-          scales_.data() + first * scale_stride_, scale_stride_};
+FixedRows FixedActivations::rows() const {
+  return {values_.data(), value_stride_, scales_.data(), scale_stride_};
 }
 
 SteppedActivations::SteppedActivations(const KernelSet& kernels, const Activations& x,

@@ -24,8 +24,7 @@ struct Activations {
 class FixedActivations {
  public:
   FixedActivations(const KernelSet& kernels, const Activations& x);
-  /// The rows from `first` on.
-  FixedRows rows(std::int64_t first) const;
+  FixedRows rows() const;
 
  private:
   std::int64_t value_stride_;

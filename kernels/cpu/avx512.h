@@ -103,6 +103,9 @@ struct Avx512 {
     return _mm512_mask_blend_epi64(0xf0, a, b);
   }
 
+  template <int B>
+  static constexpr bool kPairs = false;
+
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
     const int entries = 1 << precision;
     const int room = table_bytes(precision) / 2;
@@ -168,10 +171,6 @@ struct Avx512 {
     _mm_storeu_ps(out + kUnitColumns, _mm512_extractf32x4_ps(f, 2));
     _mm_storeu_ps(out + kUnitColumns + 16, _mm512_extractf32x4_ps(f, 3));
   }
-  static ANYPREC_INLINE void convert_halves(const std::uint16_t* in, float* out) {
-    _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))));
-  }
-
   static ANYPREC_INLINE Float zero() { return _mm512_setzero_ps(); }
   static ANYPREC_INLINE Float load(const float* p) { return _mm512_loadu_ps(p); }
   static ANYPREC_INLINE void store(float* p, Float v) { _mm512_storeu_ps(p, v); }

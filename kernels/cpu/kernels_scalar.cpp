@@ -42,6 +42,12 @@ float fixed_table(const float* values, int precision, std::uint8_t* table) {
   return largest;
 }
 
+float fixed_half_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
+  float values[1 << kMaxPrecision];
+  half_to_float_array(halves, 1 << precision, values);
+  return fixed_table(values, precision, table);
+}
+
 /// The b-bit codes of one unit.
 void unit_codes(const PlaneRow& planes, std::int64_t unit, int precision, std::uint8_t* codes) {
   for (int c = 0; c < kUnitColumns; ++c) codes[c] = 0;
@@ -172,6 +178,7 @@ const KernelSet& scalar_kernels() {
                                       .order = kOrder.data(),
                                       .half_to_float = half_to_float_array,
                                       .fixed_table = fixed_table,
+                                      .fixed_half_table = fixed_half_table,
                                       .bit_table = bit_table,
                                       .matvec = choose_matvec,
                                       .decode = choose_decode,

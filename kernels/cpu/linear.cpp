@@ -10,9 +10,6 @@
 namespace anyprec::cpu {
 namespace {
 
-/// Up to here the codes meet fixed-point activations; past it, decoding to fp32 pays for itself.
-constexpr std::int64_t kFewRows = 4;
-
 void check(const char* function, bool condition, const std::string& message) {
   if (!condition) throw InvalidArgument(std::string(function) + ": " + message);
 }
@@ -58,7 +55,7 @@ void linear(const Weights& weights, const void* x, std::int64_t x_stride, std::i
             ", wanted at least out_features = " + std::to_string(weights.out_features));
   const Activations activations{x, x_stride, m, weights.in_features, type};
   const Output output{y, y_stride, bias, type};
-  if (m <= kFewRows) {
+  if (m <= kMatvecRows) {
     multiply_few(weights, kernels, activations, output, executor);
   } else {
     multiply_many(weights, kernels, activations, output, executor);

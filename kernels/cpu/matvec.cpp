@@ -41,7 +41,9 @@ void multiply_unbounded_row(const Weights& w, const KernelSet& kernels, std::int
 void multiply_few(const Weights& weights, const KernelSet& kernels, const Activations& x,
                   const Output& y, const Executor& executor) {
   const FixedActivations fixed(kernels, x);
-  const bool grouped = weights.form.group_size > 0;
+  const int rows = static_cast<int>(x.rows);
+  const MatvecKernel matvec = kernels.matvec(weights.precision, rows, weights.form.group_size > 0);
+  const std::int64_t group_blocks = blocks_per_group(weights);
   const std::int64_t groups = group_count(weights);
   const std::int64_t grain =
       std::max<std::int64_t>(1, kGrainWeights / std::max<std::int64_t>(1, x.columns));
@@ -53,14 +55,10 @@ void multiply_few(const Weights& weights, const KernelSet& kernels, const Activa
         multiply_unbounded_row(weights, kernels, row, x, y);
         continue;
       }
-      const Tables row_tables{tables.data(), scales.data(), groups, blocks_per_group(weights)};
-      for (std::int64_t first = 0; first < x.rows; first += kMatvecRows) {
-        const int count = static_cast<int>(std::min<std::int64_t>(kMatvecRows, x.rows - first));
-        float out[kMatvecRows];
-        kernels.matvec(weights.precision, count, grouped)(plane_row(weights, row), row_tables,
-                                                          fixed.rows(first), out);
-        for (int i = 0; i < count; ++i) y.store(first + i, row, out[i]);
-      }
+      float out[kMatvecRows];
+      matvec(plane_row(weights, row), {tables.data(), scales.data(), groups, group_blocks},
+             fixed.rows(), out);
+      for (int i = 0; i < rows; ++i) y.store(i, row, out[i]);
     }
   });
 }

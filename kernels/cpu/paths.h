@@ -25,7 +25,7 @@ struct Output {
   }
 };
 
-/// Few rows: fixed-point activations against the codes as they stream by.
+/// Up to kMatvecRows rows: fixed-point activations against the codes as they stream by.
 void multiply_few(const Weights& weights, const KernelSet& kernels, const Activations& x,
                   const Output& y, const Executor& executor);
 

@@ -7,21 +7,15 @@ namespace {
 
 constexpr int kMaxValues = 1 << kMaxPrecision;
 
-/// The 2^b values of codebook (row, group), in fp32.
-void codebook_values(const KernelSet& kernels, const Weights& w, std::int64_t codebook,
-                     float* values) {
+/// The 2^b values of hybrid codebook `codebook` = row G + group, in fp32.
+void expand(const KernelSet& kernels, const Weights& w, std::int64_t codebook, float* values) {
   const int entries = w.form.lut_entries(w.precision);
-  const std::uint16_t* lut = w.lut + codebook * entries;
-  if (has_half_tables(w)) {
-    kernels.half_to_float(lut, entries, values);
-    return;
-  }
-  float table[kMaxValues];
-  float alpha[kMaxValues];  // (b - L) C <= (8 - L) 2^L <= 128
   const int coefficients = w.form.sign_planes(w.precision) * w.form.classes();
-  kernels.half_to_float(lut, entries, table);
+  float lut[kMaxValues];
+  float alpha[kMaxValues];  // (b - L) C <= (8 - L) 2^L <= 128
+  kernels.half_to_float(w.lut + codebook * entries, entries, lut);
   kernels.half_to_float(w.alpha + codebook * coefficients, coefficients, alpha);
-  expand_codebook(w.form, w.precision, table, alpha, values);
+  expand_codebook(w.form, w.precision, lut, alpha, values);
 }
 
 }  // namespace
@@ -30,10 +24,16 @@ bool make_fixed_tables(const KernelSet& kernels, const Weights& weights, std::in
                        std::uint8_t* tables, float* scales) {
   const std::int64_t groups = group_count(weights);
   const int bytes = table_bytes(weights.precision);
-  float values[kMaxValues];
   for (std::int64_t g = 0; g < groups; ++g) {
-    codebook_values(kernels, weights, row * groups + g, values);
-    scales[g] = kernels.fixed_table(values, weights.precision, tables + g * bytes);
+    const std::int64_t codebook = row * groups + g;
+    if (has_half_tables(weights)) {
+      const std::uint16_t* lut = weights.lut + (codebook << weights.precision);
+      scales[g] = kernels.fixed_half_table(lut, weights.precision, tables + g * bytes);
+    } else {
+      float values[kMaxValues];
+      expand(kernels, weights, codebook, values);
+      scales[g] = kernels.fixed_table(values, weights.precision, tables + g * bytes);
+    }
     if (scales[g] != scales[g]) return false;
   }
   return true;
@@ -53,7 +53,7 @@ void make_exact_tables(const KernelSet& kernels, const Weights& weights, std::in
     float values[kMaxValues];
     std::uint16_t upper[kMaxValues];
     std::uint16_t lower[kMaxValues];
-    codebook_values(kernels, weights, codebook, values);
+    expand(kernels, weights, codebook, values);
     for (int i = 0; i < entries; ++i) {
       const std::uint32_t bits = std::bit_cast<std::uint32_t>(values[i]);
       upper[i] = static_cast<std::uint16_t>(bits >> 16);

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <immintrin.h>
+
 #include <cstdint>
 
 #include "kernels/cpu/kernel_set.h"
 
-/// The kernels, written once over a vector type S and compiled by each source of an instruction set
-/// with that set's flags.
+/// The x86 kernels (AVX2 at least), written once over a vector type S and compiled by each source
+/// of an instruction set with that set's flags.
 ///
 /// Everything here has internal linkage, and only functions of this file and intrinsics are called:
 /// code that the compiler made for a newer machine must never be merged by the linker into what the
@@ -22,6 +24,8 @@
 ///   look_up<B, J>(codes, table, other_table, w0, w1)
 ///                             16-bit table entries of the step's blocks J, in the set's order; the
 ///                             second unit of a step, where there is one, uses other_table
+///   kPairs<B>                 whether look_up_both<B, J>(codes, table, w) does blocks J and J + 4
+///                             at less cost than two look_ups
 ///   dot(w0, w1, x)            w0 * x[first half] + w1 * x[second half] in pairs and quadruples, to
 ///                             float
 ///   block_scale(scales), group_scale(first, second), interleaving as `dot`'s lanes
@@ -47,17 +51,13 @@ struct Order {
 template <class S>
 constexpr Order<S> kOrder;
 
-/// Calls body.template operator()<J>() for J = 0 .. 7.
+/// Calls body.template operator()<J>() for J = 0 .. 3: a kernel does blocks J and J + 4 together.
 template <class Body>
-ANYPREC_INLINE void for_each_block(const Body& body) {
+ANYPREC_INLINE void for_each_pair(const Body& body) {
   body.template operator()<0>();
   body.template operator()<1>();
   body.template operator()<2>();
   body.template operator()<3>();
-  body.template operator()<4>();
-  body.template operator()<5>();
-  body.template operator()<6>();
-  body.template operator()<7>();
 }
 
 /// Tables of block j of the step's units.
@@ -87,31 +87,50 @@ struct StepTables {
   }
 };
 
+/// The entries of blocks J and J + 4: w[0] and w[1].
+template <class S, int kPrecision, int J, bool kGrouped>
+ANYPREC_INLINE void look_up_pair(const typename S::template Codes<kPrecision>& codes,
+                                 const StepTables<S, kPrecision, kGrouped> (&tables)[2],
+                                 typename S::Vec (&w)[2][2]) {
+  if constexpr (!kGrouped && S::template kPairs<kPrecision>) {
+    S::template look_up_both<kPrecision, J>(codes, tables[0].first, w);
+  } else {
+    S::template look_up<kPrecision, J, kGrouped>(codes, tables[0].first, tables[0].second, w[0][0],
+                                                 w[0][1]);
+    S::template look_up<kPrecision, J + 4, kGrouped>(codes, tables[1].first, tables[1].second,
+                                                     w[1][0], w[1][1]);
+  }
+}
+
 template <class S, int kPrecision, int kRows, bool kGrouped>
 void matvec(const PlaneRow& planes, const Tables& tables, const FixedRows& x, float* out) {
   constexpr int kStepColumns = S::kUnits * kUnitColumns;
   constexpr int kStepScales = S::kUnits * kUnitBlocks * S::kScaleCopies;
-  // Two sums a row of x, for even and odd blocks: a chain of one would wait for its additions.
+  // Two sums a row of x: a chain of one would wait for its additions.
   typename S::Float sums[kRows][2];
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = S::zero();
   const std::int16_t* values = x.values;
   const float* scales = x.scales;
   for (std::int64_t u = 0; u < planes.units; u += S::kUnits) {
     const auto codes = S::template load_codes<kPrecision>(planes, u);
-    for_each_block([&]<int J>() __attribute__((always_inline)) {
-      const StepTables<S, kPrecision, kGrouped> of(tables, u, planes.units, J);
-      typename S::Vec w0, w1;
-      S::template look_up<kPrecision, J, kGrouped>(codes, of.first, of.second, w0, w1);
-      for (int r = 0; r < kRows; ++r) {
-        typename S::Float scale =
-            S::block_scale(scales + r * x.scale_stride + J * S::kUnits * S::kScaleCopies);
-        if constexpr (kGrouped) {
-          scale = S::mul(scale, S::group_scale(tables.scales + of.first_group,
-                                               tables.scales + of.second_group));
+    for_each_pair([&]<int J>() __attribute__((always_inline)) {
+      const StepTables<S, kPrecision, kGrouped> of[2] = {{tables, u, planes.units, J},
+                                                         {tables, u, planes.units, J + 4}};
+      typename S::Vec w[2][2];
+      look_up_pair<S, kPrecision, J, kGrouped>(codes, of, w);
+      for (int i = 0; i < 2; ++i) {
+        const int block = (J + 4 * i) * S::kUnits;
+        for (int r = 0; r < kRows; ++r) {
+          typename S::Float scale =
+              S::block_scale(scales + r * x.scale_stride + block * S::kScaleCopies);
+          if constexpr (kGrouped) {
+            scale = S::mul(scale, S::group_scale(tables.scales + of[i].first_group,
+                                                 tables.scales + of[i].second_group));
+          }
+          const typename S::Float dot =
+              S::dot(w[i][0], w[i][1], values + r * x.stride + block * kBlockColumns);
+          sums[r][i] = S::fma(dot, scale, sums[r][i]);
         }
-        const typename S::Float dot =
-            S::dot(w0, w1, values + r * x.stride + J * S::kUnits * kBlockColumns);
-        sums[r][J & 1] = S::fma(dot, scale, sums[r][J & 1]);
       }
     });
     values += kStepColumns;
@@ -127,17 +146,23 @@ template <class S, int kPrecision, bool kHalves, bool kGrouped>
 void decode(const PlaneRow& planes, std::int64_t unit, const Tables& high, const Tables& low,
             float* out) {
   const auto codes = S::template load_codes<kPrecision>(planes, unit);
-  for_each_block([&]<int J>() __attribute__((always_inline)) {
-    const StepTables<S, kPrecision, kGrouped> upper(high, unit, planes.units, J);
-    typename S::Vec h0, h1;
-    S::template look_up<kPrecision, J, kGrouped>(codes, upper.first, upper.second, h0, h1);
+  for_each_pair([&]<int J>() __attribute__((always_inline)) {
+    const StepTables<S, kPrecision, kGrouped> upper[2] = {{high, unit, planes.units, J},
+                                                          {high, unit, planes.units, J + 4}};
+    typename S::Vec h[2][2];
+    look_up_pair<S, kPrecision, J, kGrouped>(codes, upper, h);
+    float* first = out + J * kBlockColumns;
+    float* second = first + 4 * kBlockColumns;
     if constexpr (kHalves) {
-      S::store_halves(h0, h1, out + J * kBlockColumns);
+      S::store_halves(h[0][0], h[0][1], first);
+      S::store_halves(h[1][0], h[1][1], second);
     } else {
-      const StepTables<S, kPrecision, kGrouped> lower(low, unit, planes.units, J);
-      typename S::Vec l0, l1;
-      S::template look_up<kPrecision, J, kGrouped>(codes, lower.first, lower.second, l0, l1);
-      S::store_floats(h0, h1, l0, l1, out + J * kBlockColumns);
+      const StepTables<S, kPrecision, kGrouped> lower[2] = {{low, unit, planes.units, J},
+                                                            {low, unit, planes.units, J + 4}};
+      typename S::Vec l[2][2];
+      look_up_pair<S, kPrecision, J, kGrouped>(codes, lower, l);
+      S::store_floats(h[0][0], h[0][1], l[0][0], l[0][1], first);
+      S::store_floats(h[1][0], h[1][1], l[1][0], l[1][1], second);
     }
   });
 }
@@ -188,40 +213,63 @@ void reduce(const float* acc, std::int64_t count, float* out) {
   for (std::int64_t i = 0; i < count; ++i) out[i] = S::sum(S::load(acc + i * S::kLanes));
 }
 
+/// Makes `count` fp32 values (a multiple of 8) multiples of their largest magnitude / kTableSteps
+/// and returns that magnitude, or NaN where one of them is not finite.
+ANYPREC_INLINE float fix_values(const float* values, int count, std::uint16_t* fixed) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  __m256i bits = _mm256_setzero_si256();  // of magnitudes order as the numbers do, NaN last
+  for (int i = 0; i < count; i += 8) {
+    const __m256i v = _mm256_castps_si256(_mm256_loadu_ps(values + i));
+    bits = _mm256_max_epi32(bits, _mm256_and_si256(v, magnitude));
+  }
+  __m128i most = _mm_max_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+  if (_mm_cvtsi128_si32(most) >= 0x7f800000) return kNotANumber;
+  const float largest = _mm_cvtss_f32(_mm_castsi128_ps(most));
+  const __m256 inverse = _mm256_set1_ps(largest > 0 ? kTableSteps / largest : 0.0f);
+  for (int i = 0; i < count; i += 8) {
+    const __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + i), inverse));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(fixed + i),
+                     _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+  }
+  return largest;
+}
+
+ANYPREC_INLINE void convert_eight_halves(const std::uint16_t* in, float* out) {
+  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))));
+}
+
+void half_to_float(const std::uint16_t* in, int count, float* out) {
+  int i = 0;
+  for (; i + 8 <= count; i += 8) convert_eight_halves(in + i, out + i);
+  if (i == count) return;
+  std::uint16_t padded[8] = {};
+  float converted[8];
+  for (int k = 0; k < count - i; ++k) padded[k] = in[i + k];
+  convert_eight_halves(padded, converted);
+  for (int k = 0; k < count - i; ++k) out[i + k] = converted[k];
+}
+
 template <class S>
 float fixed_table(const float* values, int precision, std::uint8_t* table) {
   const int entries = 1 << precision;
-  std::uint32_t largest_bits = 0;  // of magnitudes, whose bits order as the numbers do, NaN last
-  for (int i = 0; i < entries; ++i) {
-    const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, values[i]) & 0x7fffffffu;
-    largest_bits = bits > largest_bits ? bits : largest_bits;
-  }
-  if (largest_bits >= 0x7f800000u) return kNotANumber;
-  const float largest = __builtin_bit_cast(float, largest_bits);
-  const float inverse = largest > 0 ? kTableSteps / largest : 0.0f;
-  constexpr float kRound = 0x1.8p23f;  // adding and subtracting it rounds to an integer
+  float padded[8] = {};
   std::uint16_t fixed[1 << kMaxPrecision];
-  for (int i = 0; i < entries; ++i) {
-    const float rounded = (values[i] * inverse + kRound) - kRound;
-    fixed[i] = static_cast<std::uint16_t>(static_cast<std::int32_t>(rounded));
+  if (entries < 8) {
+    for (int i = 0; i < entries; ++i) padded[i] = values[i];
+    values = padded;
   }
+  const float largest = fix_values(values, entries < 8 ? 8 : entries, fixed);
   S::arrange_table(fixed, precision, table);
   return largest;
 }
 
 template <class S>
-void half_to_float(const std::uint16_t* in, int count, float* out) {
-  for (int i = 0; i < count; i += 8) {
-    if (count - i >= 8) {
-      S::convert_halves(in + i, out + i);
-      continue;
-    }
-    std::uint16_t padded[8] = {};
-    float converted[8];
-    for (int k = 0; k < count - i; ++k) padded[k] = in[i + k];
-    S::convert_halves(padded, converted);
-    for (int k = 0; k < count - i; ++k) out[i + k] = converted[k];
-  }
+float fixed_half_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
+  float values[1 << kMaxPrecision];
+  half_to_float(halves, 1 << precision, values);
+  return fixed_table<S>(values, precision, table);
 }
 
 template <class S, int kPrecision>
@@ -267,8 +315,9 @@ constexpr KernelSet kKernelSet{.step_units = S::kUnits,
                                .lanes = S::kLanes,
                                .scale_copies = S::kScaleCopies,
                                .order = kOrder<S>.values,
-                               .half_to_float = half_to_float<S>,
+                               .half_to_float = half_to_float,
                                .fixed_table = fixed_table<S>,
+                               .fixed_half_table = fixed_half_table<S>,
                                .bit_table = S::arrange_table,
                                .matvec = choose_matvec<S>,
                                .decode = choose_decode<S>,

@@ -176,7 +176,7 @@ inline double error_bound(const QuantizedCase& c, std::int64_t n, const double* 
     fixed_point += largest_x * sum_w / (2 * 16383.0) + c.largest_value(n, first) * sum_x / 65534.0;
   }
   const double terms = static_cast<double>(c.k) / 8 + 64;
-  return products * terms * 0x1p-24 + (m <= 8 ? 1.01 * fixed_point : 0.0) +
+  return products * terms * 0x1p-24 + (m <= 4 ? 1.01 * fixed_point : 0.0) +
          1.01 * std::abs(y) * rounding(type) + 0x1p-24;
 }
 
