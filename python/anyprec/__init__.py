@@ -22,10 +22,12 @@ from anyprec._core import (
 if TYPE_CHECKING:
     from anyprec.linear import AnyPrecisionLinear
     from anyprec.model import AnyPrecisionForCausalLM
+    from anyprec.quantization import quantize
 
 _LAZY = {
     "AnyPrecisionForCausalLM": "anyprec.model",
     "AnyPrecisionLinear": "anyprec.linear",
+    "quantize": "anyprec.quantization",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "PrecisionError",
     "__version__",
     "cpu_isa",
+    "quantize",
     "verify_checkpoint",
 ]
 

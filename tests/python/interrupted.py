@@ -25,7 +25,13 @@ def run_and_die(point: str, model: Path, out: Path, options: dict) -> int:
     Forked from a server that has everything imported and has started no threads.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anyprec.quantization", "transformers"])
+    context.set_forkserver_preload(
+        [
+            "anyprec.quantization",
+            "transformers.models.llama.modeling_llama",
+            "transformers.models.auto",
+        ]
+    )
     process = context.Process(target=_run, args=(point, str(model), str(out), options))
     process.start()
     process.join()
