@@ -63,8 +63,8 @@ def quantize(
         model: a live Hugging Face causal LM on the CPU (not changed), a folder or hub name, or a
             .gguf file.
         out: the checkpoint's folder; it appears, whole, at the end. Until then finished steps are
-            kept in `<out>.work`: an interrupted run goes on from there, after checking every piece
-            by its hash, and ends with the same bytes.
+            kept in `<out>.work` (up to 6 bytes a weight): an interrupted run goes on from there,
+            after checking every piece by its hash, and ends with the same bytes.
         tokenizer: for a live model; others bring their own.
         modules: globs over module names that choose the linears; none: configs/<family>.json, or
             every linear in the decoder's blocks.
