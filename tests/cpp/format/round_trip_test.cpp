@@ -1,6 +1,7 @@
 // What is written comes back, whole or in part, for every form of codebook.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <iostream>
 #include <numeric>
@@ -21,7 +22,7 @@ void expect_same_tensor(const Checkpoint& checkpoint, const std::string& name,
   EXPECT_EQ(found.dtype, wanted.dtype);
   EXPECT_EQ(found.shape, wanted.shape);
   ASSERT_EQ(found.bytes, wanted.data.size());
-  EXPECT_EQ(std::memcmp(found.data, wanted.data.data(), found.bytes), 0);
+  EXPECT_TRUE(std::equal(wanted.data.begin(), wanted.data.end(), found.data));
 }
 
 std::set<std::string> file_names(const Checkpoint& checkpoint) {
