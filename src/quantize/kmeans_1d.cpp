@@ -15,14 +15,19 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kRelativeRoom = 1e-9;
 constexpr double kRoundingRoom = 1e-12;
 
-/// Bins of the first level at least, and bins of the next level for each.
-constexpr std::int64_t kFirstBins = 128;
+/// Points in each of the finest bins, bins of a level for each bin of the level before it, and the
+/// fewest bins of any level (besides 4 for each cluster): the fastest by measurement.
+constexpr std::int64_t kPointsPerBin = 8;
 constexpr std::int64_t kRefinement = 4;
+constexpr std::int64_t kFewestBins = 32;
+
+/// Blocks of targets with up to this many candidates are scanned whole.
+constexpr std::int64_t kBlockCandidates = 16;
 
 /// One layer of a shortest path: from each b in `to`, the best a in `from` with a <= b - gap, at
 /// from_cost(a) + the cost of the segment begins[a] .. ends[b], which is nothing for a > b - 2.
 struct Layer {
-  CandidateScan scan;
+  ScanKernels scan;
   PrefixView begins;        ///< at position 0
   PrefixView ends;          ///< at position 0
   const double* from_cost;  ///< of from_low
@@ -37,7 +42,7 @@ struct Layer {
     const std::int64_t last = std::min(high, b - 2);
     Candidate best{kInfinity, low};
     if (low <= last) {
-      best = scan(from_cost + (low - from_low), begins + low, ends[b], last - low + 1);
+      best = scan.candidates(from_cost + (low - from_low), begins + low, ends[b], last - low + 1);
       best.index += low;
     }
     for (std::int64_t a = std::max(low, b - 1); a <= high; ++a) {
@@ -50,6 +55,10 @@ struct Layer {
   /// All b in [first, last], whose best a are in [low, high]: they rise with b.
   void solve(std::int64_t first, std::int64_t last, std::int64_t low, std::int64_t high) const {
     while (first <= last) {
+      if (last - first < kBlockTargets && high - low < kBlockCandidates) {
+        solve_block(first, last, low, high);
+        return;
+      }
       const std::int64_t b = first + (last - first) / 2;
       const Candidate found = best(b, low, high);
       to_cost[b - to_low] = found.cost;
@@ -59,13 +68,26 @@ struct Layer {
       low = found.index;
     }
   }
+
+  void solve_block(std::int64_t first, std::int64_t last, std::int64_t low,
+                   std::int64_t high) const {
+    std::int64_t indices[kBlockTargets];
+    scan.block(from_cost + (low - from_low), begins + low, high - low + 1, ends + first,
+               last - first + 1, first - low, gap, to_cost + (first - to_low), indices);
+    if (parent == nullptr) return;
+    for (std::int64_t b = first; b <= last; ++b) {
+      parent[b - to_low] = static_cast<std::uint32_t>(low + indices[b - first]);
+    }
+  }
 };
 
 }  // namespace
 
-KMeans1D::KMeans1D() : scan_(select_candidate_scan()) {}
+KMeans1D::KMeans1D(const ScanKernels& kernels) : scan_(kernels) {}
 
 void KMeans1D::Prefix::resize(std::size_t size) {
+  // Room for a block of targets that begins at the last position.
+  size += kBlockTargets - 1;
   mass.resize(size);
   moment.resize(size);
   square.resize(size);
@@ -198,7 +220,7 @@ void KMeans1D::narrow(std::int64_t stride, std::span<const double> value) {
   }
   known_cost_ = std::min(known_cost_, improve(value));
 
-  const double squares = points_.square.back() - points_.square.front();
+  const double squares = points_.square[value.size()] - points_.square[0];
   const double limit = known_cost_ * (1.0 + kRelativeRoom) + squares * kRoundingRoom;
   for (std::int64_t j = 1; j < clusters; ++j) {
     Window bin = bin_windows_[j];
@@ -350,14 +372,12 @@ void KMeans1D::fit(std::span<const double> value, std::span<const double> mass,
   borders_.assign(borders.size(), 0);
   borders_[clusters] = m;
   known_cost_ = kInfinity;
-  std::int64_t bins = std::max<std::int64_t>(kFirstBins, 4 * clusters);
-  std::int64_t stride = 1;
-  while (bins * kRefinement * 2 <= m) {
-    bins *= kRefinement;
-    stride *= kRefinement;
-  }
-  if (2 * bins <= m) {
-    choose_edges(value, bins);
+  const std::int64_t coarsest = std::max(kFewestBins, 4 * clusters);
+  const std::int64_t finest = std::max(m / kPointsPerBin, coarsest);
+  if (2 * finest <= m) {
+    choose_edges(value, finest);
+    std::int64_t stride = 1;
+    while (finest / (stride * kRefinement) >= coarsest) stride *= kRefinement;
     for (; stride >= 1; stride /= kRefinement) narrow(stride, value);
   }
   borders[0] = 0;

@@ -26,7 +26,7 @@ namespace anyprec::quantize {
 /// point and cluster, in practice a few dozen bytes a point.
 class KMeans1D {
  public:
-  KMeans1D();
+  explicit KMeans1D(const ScanKernels& kernels = select_scan_kernels());
 
   /// value: [m] strictly rising; mass: [m] positive. Writes borders: [clusters + 1], cluster j
   /// being the points [borders[j], borders[j + 1]), borders[0] = 0, borders[clusters] = m. With
@@ -60,7 +60,7 @@ class KMeans1D {
   double improve(std::span<const double> value);
   void solve_exactly(std::span<std::int64_t> borders);
 
-  CandidateScan scan_;
+  ScanKernels scan_;
   Prefix points_;                      ///< [m + 1]
   std::vector<Window> windows_;        ///< [clusters + 1] positions of border j
   std::vector<std::int64_t> borders_;  ///< [clusters + 1] of the best known partition

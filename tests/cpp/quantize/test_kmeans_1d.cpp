@@ -100,6 +100,18 @@ INSTANTIATE_TEST_SUITE_P(Kinds, KMeans1DOnRealRows,
                                            RowKind::kUniformMass),
                          kind_name);
 
+TEST(KMeans1D, EveryInstructionSetGivesTheSameBorders) {
+  quantize::KMeans1D portable(quantize::portable_scan_kernels());
+  for (std::uint64_t seed = 0; seed < 12; ++seed) {
+    const WeightedRow row = heavy_tailed_row(RowKind::kOutliers, 20 + 190 * seed, seed);
+    for (const int k : {4, 8, 16, 128}) {
+      std::vector<std::int64_t> borders(static_cast<std::size_t>(k) + 1, -1);
+      portable.fit(row.value, row.mass, borders);
+      EXPECT_EQ(borders, fit(row, k)) << "seed " << seed << ", k " << k;
+    }
+  }
+}
+
 TEST(KMeans1D, FewerPointsThanClustersLeavesTheLastEmpty) {
   const WeightedRow row{{-1.0, 0.5, 2.0}, {1.0, 1.0, 1.0}};
   EXPECT_EQ(fit(row, 8), (std::vector<std::int64_t>{0, 1, 2, 3, 3, 3, 3, 3, 3}));
