@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -78,7 +77,7 @@ def eval_command(
         evaluation = evaluate(
             model, tokens, wanted, reference, on_step=lambda: progress.advance(task)
         )
-    console.print(_table(evaluation, original))
+    console.print(_table(evaluation))
     report: dict[str, Any] = evaluation.to_dict()
     report |= {
         "checkpoint": str(checkpoint),
@@ -117,18 +116,18 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _table(evaluation: "Evaluation", original: str | None) -> Table:
+def _table(evaluation: "Evaluation") -> Table:
     table = Table(caption=f"{evaluation.windows} windows of {evaluation.seq_len} tokens")
     for header in ("precision", "perplexity", "±"):
         table.add_column(header, justify="right")
-    if original is not None:
+    if evaluation.original is not None:
         for header in ("KL to original", "±", "top-1 agreement"):
             table.add_column(header, justify="right")
     for score in evaluation.results:
         table.add_row(*_row(str(score.precision), score))
     if evaluation.original is not None:
         table.add_section()
-        table.add_row(*_row(f"original {escape(Path(str(original)).name)}", evaluation.original))
+        table.add_row(*_row("original", evaluation.original))
     return table
 
 
