@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "anyprec/parallel.h"
+#include "kernels/cpu/float_types.h"
 #include "kernels/cpu/kernel_set.h"
 #include "kernels/cpu/scratch.h"
 
@@ -15,6 +16,11 @@ struct Activations {
   std::int64_t rows;     ///< M
   std::int64_t columns;  ///< K
   ScalarType type;
+
+  Activations slice(std::int64_t first, std::int64_t count) const {
+    const char* from = static_cast<const char*>(data) + first * stride * scalar_bytes(type);
+    return {from, stride, count, columns, type};
+  }
 };
 
 /// Activations in 15-bit fixed point: each block of 32 columns of a row is multiples of its largest
@@ -38,9 +44,8 @@ class FixedActivations {
 class SteppedActivations {
  public:
   SteppedActivations(const KernelSet& kernels, const Activations& x, const Executor& executor);
-  /// Step `step` of the rows from `first` on.
-  const float* step(std::int64_t step, std::int64_t first) const {
-    return values_.data() + (step * rows_ + first) * step_columns_;
+  const float* step(std::int64_t step) const {
+    return values_.data() + step * rows_ * step_columns_;
   }
 
  private:

@@ -7,9 +7,9 @@
 namespace anyprec::cpu {
 namespace {
 
-/// Rows of x that meet a decoded tile before it is decoded again for the next ones: their
-/// accumulators (kTileRows vectors each) should stay in the second-level cache.
-constexpr std::int64_t kPassRows = 256;
+/// Rows of x that are multiplied before the next ones are looked at: every tile of W reads them
+/// all, so they should stay in a cache, and W is decoded again for each pass.
+constexpr std::int64_t kPassRows = 128;
 
 /// Up to kTileRows rows of W and the memory to multiply them.
 class Tile {
@@ -24,7 +24,7 @@ class Tile {
         high_(kTileRows * table_stride_),
         low_(has_half_tables(weights) ? 0 : kTileRows * table_stride_),
         decoded_(kTileRows * width_),
-        sums_(std::min(m, kPassRows) * kTileRows * (kernels.lanes + 1)) {}
+        sums_(m * kTileRows * (kernels.lanes + 1)) {}
 
   void multiply(std::int64_t first_row, int rows, const SteppedActivations& x, std::int64_t m,
                 const Output& y) {
@@ -32,25 +32,19 @@ class Tile {
       make_exact_tables(kernels_, weights_, first_row + r, high_.data() + r * table_stride_,
                         low_.data() + (has_half_tables(weights_) ? 0 : r * table_stride_));
     }
-    for (std::int64_t first = 0; first < m; first += kPassRows)
-      multiply_pass(first_row, rows, x, first, std::min(kPassRows, m - first), y);
-  }
-
- private:
-  void multiply_pass(std::int64_t first_row, int rows, const SteppedActivations& x,
-                     std::int64_t first, std::int64_t count, const Output& y) {
-    const std::int64_t vectors = count * kTileRows;
+    const std::int64_t vectors = m * kTileRows;
     std::memset(sums_.data(), 0, vectors * kernels_.lanes * sizeof(float));
     for (std::int64_t s = 0; s < step_count(kernels_, weights_.in_features); ++s) {
       decode_step(first_row, rows, s);
-      kernels_.multiply(decoded_.data(), rows, x.step(s, first), count, sums_.data());
+      kernels_.multiply(decoded_.data(), rows, x.step(s), m, sums_.data());
     }
     float* totals = sums_.data() + vectors * kernels_.lanes;
     kernels_.reduce(sums_.data(), vectors, totals);
-    for (std::int64_t i = 0; i < count; ++i)
-      for (int r = 0; r < rows; ++r) y.store(first + i, first_row + r, totals[i * kTileRows + r]);
+    for (std::int64_t i = 0; i < m; ++i)
+      for (int r = 0; r < rows; ++r) y.store(i, first_row + r, totals[i * kTileRows + r]);
   }
 
+ private:
   void decode_step(std::int64_t first_row, int rows, std::int64_t step) {
     const std::int64_t groups = group_count(weights_);
     const std::int64_t group_blocks = blocks_per_group(weights_);
@@ -76,24 +70,28 @@ class Tile {
   const Scratch<std::uint8_t> high_;
   const Scratch<std::uint8_t> low_;
   const Scratch<float> decoded_;  // [kTileRows, width_]
-  const Scratch<float> sums_;     // [pass rows, kTileRows, lanes], then [pass rows, kTileRows]
+  const Scratch<float> sums_;     // [M, kTileRows, lanes], then [M, kTileRows]
 };
 
 }  // namespace
 
 void multiply_many(const Weights& weights, const KernelSet& kernels, const Activations& x,
                    const Output& y, const Executor& executor) {
-  const SteppedActivations stepped(kernels, x, executor);
   const std::int64_t n = weights.out_features;
   const std::int64_t tiles = (n + kTileRows - 1) / kTileRows;
-  executor.parallel_for(tiles, 1, [&](std::int64_t begin, std::int64_t end) {
-    Tile tile(weights, kernels, x.rows);
-    for (std::int64_t t = begin; t < end; ++t) {
-      const std::int64_t row = t * kTileRows;
-      tile.multiply(row, static_cast<int>(std::min<std::int64_t>(kTileRows, n - row)), stepped,
-                    x.rows, y);
-    }
-  });
+  for (std::int64_t first = 0; first < x.rows; first += kPassRows) {
+    const Activations rows = x.slice(first, std::min(kPassRows, x.rows - first));
+    const Output results = y.from(first);
+    const SteppedActivations stepped(kernels, rows, executor);
+    executor.parallel_for(tiles, 1, [&](std::int64_t begin, std::int64_t end) {
+      Tile tile(weights, kernels, rows.rows);
+      for (std::int64_t t = begin; t < end; ++t) {
+        const std::int64_t row = t * kTileRows;
+        tile.multiply(row, static_cast<int>(std::min<std::int64_t>(kTileRows, n - row)), stepped,
+                      rows.rows, results);
+      }
+    });
+  }
 }
 
 }  // namespace anyprec::cpu

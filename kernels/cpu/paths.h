@@ -15,6 +15,10 @@ struct Output {
   const void* bias;     ///< [N] or null
   ScalarType type;
 
+  /// The rows from `first` on.
+  Output from(std::int64_t first) const {
+    return {static_cast<char*>(data) + first * stride * scalar_bytes(type), stride, bias, type};
+  }
   void store(std::int64_t i, std::int64_t n, float value) const {
     if (bias != nullptr) {
       float b;
