@@ -17,7 +17,7 @@ from rich.table import Table
 import anyprec
 from anyprec import AnyPrecisionForCausalLM
 from anyprec.evaluate import evaluate, load_text, windows
-from anyprec.quantize import quantize
+from anyprec.quantization import quantize
 from anyprec.report import inspect_checkpoint
 from anyprec.source import load_source
 from anyprec.speed import decode_speed

@@ -1,13 +1,14 @@
 """The torch-free C++ core (pybind11). Arrays are C-contiguous numpy arrays."""
 
 import os
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
 class Error(Exception): ...
 class FormatError(Error, ValueError): ...
 class PrecisionError(Error, ValueError): ...
+
 # InvalidArgument is raised as ValueError, IoError as OSError.
 
 __version__: str

@@ -76,7 +76,7 @@ void bind_checkpoint(py::module_& module) {
                                return py::module_::import("json").attr("loads")(c.config_json());
                              })
       .def_property_readonly("available_precisions",
-                             [](const Checkpoint& c) { return c.config().precisions; })
+                             [](const Checkpoint& c) { return c.available_precisions(); })
       .def_property_readonly("precisions", &Checkpoint::precisions)
       .def_property_readonly(
           "modules",

@@ -1,5 +1,7 @@
 """anyprec eval: perplexity at each precision, beside the original model."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +17,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from anyprec.cli.device import DeviceOption, DtypeOption, resolve
 from anyprec.cli.errors import clear_errors
 from anyprec.cli.output import JsonOption, console_for, write_json
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from anyprec.evaluate import Evaluation, Score
+    from anyprec.model import AnyPrecisionForCausalLM
 
 
 @clear_errors
@@ -40,10 +46,8 @@ def eval_command(
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="Score the first windows only.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")
-    ] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Measure perplexity, and with --original also KL divergence and top-1 agreement.
@@ -61,17 +65,13 @@ def eval_command(
     wanted = None if precisions is None else parse_precisions(precisions)
     console = console_for(json)
     text = load_text(dataset)
+    device, dtype = resolve(device, dtype)
     model = AnyPrecisionForCausalLM.from_quantized(
         checkpoint, precisions=wanted, device=device, dtype=dtype
     )
     wanted = wanted or model.precisions
     tokens = windows(AutoTokenizer.from_pretrained(checkpoint), text, seq_len, max_windows)
-    reference = None
-    if original is not None:
-        from anyprec.source import load_source
-
-        reference = load_source(original).model.to(device=device, dtype=model.dtype).eval()
-    with _progress(console) as progress:
+    with _original(original, model) as reference, _progress(console) as progress:
         models = len(wanted) + (reference is not None)
         task = progress.add_task(f"{tokens.shape[0]} windows", total=tokens.shape[0] * models)
         evaluation = evaluate(
@@ -88,6 +88,19 @@ def eval_command(
     if original is not None:
         report["original"]["path"] = original
     write_json(report, json)
+
+
+@contextlib.contextmanager
+def _original(path: str | None, model: "AnyPrecisionForCausalLM") -> Iterator["nn.Module | None"]:
+    """The original model, on the checkpoint's device and in its dtype; None without a path."""
+    if path is None:
+        yield None
+        return
+    from anyprec.calibrate import placed
+    from anyprec.source import load_source
+
+    with placed(load_source(path).model, model.device, model.dtype) as reference:
+        yield reference
 
 
 def parse_precisions(text: str) -> list[int]:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from anyprec.cli.device import DeviceOption, DtypeOption, resolve
 from anyprec.cli.errors import clear_errors
 from anyprec.cli.output import JsonOption, console_for, write_json
 
@@ -34,10 +35,8 @@ def generate_command(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")
-    ] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Generate text from a prompt. Only what the precisions need is loaded.
@@ -48,6 +47,7 @@ def generate_command(
     """
     from anyprec._core import Checkpoint
 
+    device, dtype = resolve(device, dtype)
     console = console_for(json)
     text = sys.stdin.read() if prompt == "-" else prompt
     # Opened before the slow import of transformers, so that a wrong path is told at once.
