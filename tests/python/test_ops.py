@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from matrices import FORMS, random_matrix
 
 import anyprec  # noqa: F401  registers the operators
+from matrices import FORMS, random_matrix
 
 ops = torch.ops.anyprec
 # Of sum |w||x|: half an ulp of the result's dtype, plus the kernels' own error.
