@@ -109,7 +109,10 @@ lint: $(VENV)/anyprec.stamp ## checks the formatting and lints Python
 # ---- on a machine with an NVIDIA GPU, with that system's own PyTorch -----------------------------
 
 GPU_PYTHON ?= $(shell command -v python3)
-GPU_CMAKE   = cmake -G Ninja -S . -B build/gpu -DPython_EXECUTABLE=$(GPU_PYTHON) \
+# The system's compiler: a toolchain that links libstdc++ statically (CXX may name one) gives the
+# process a second copy, and streams that pass between it and PyTorch's crash.
+GPU_CXX    ?= /usr/bin/g++
+GPU_CMAKE   = CXX=$(GPU_CXX) cmake -G Ninja -S . -B build/gpu -DPython_EXECUTABLE=$(GPU_PYTHON) \
   -Dpybind11_DIR=$$($(GPU_PYTHON) -m pybind11 --cmakedir) -DANYPREC_CUDA=ON -DANYPREC_IN_TREE=ON \
   -DANYPREC_BENCHMARKS=ON --log-level=WARNING
 

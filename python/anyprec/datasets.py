@@ -77,7 +77,7 @@ class Tokens:
 
     ids: np.ndarray  # int64 [num_examples, seq_len]
     dataset: str  # the name without any folder
-    random_state: int
+    random_state: int | None
 
     @property
     def sha256(self) -> str:
@@ -178,15 +178,16 @@ def calibration_tokens(
     *,
     num_examples: int = 100,
     seq_len: int = 512,
-    random_state: int = 0,
+    random_state: int | None = None,
 ) -> Tokens:
     """Cuts a dataset into windows of seq_len tokens and picks num_examples of them.
 
     The documents' tokens, joined by the tokenizer's end-of-text token, are cut into windows that do
     not overlap; a tokenizer that starts its texts with a BOS token gets one at the start of every
-    window. The windows picked are those with the smallest SHA-256 of (random_state, index), in the
-    order of the text: the same everywhere, for ever. All the text of a local dataset takes part; of
-    a hub dataset its beginning, until there are eight windows for each one asked for.
+    window. Without a random_state the first windows are taken; with one, those with the smallest
+    SHA-256 of (random_state, index), in the order of the text: the same everywhere, for ever. All
+    the text of a local dataset takes part; of a hub dataset its beginning, until there are eight
+    windows for each one asked for.
 
     Raises DatasetError when the text has fewer than num_examples windows.
     """
@@ -206,8 +207,11 @@ def calibration_tokens(
             f"{name}: {len(stream)} tokens are {available} windows of {seq_len} tokens, "
             f"wanted {num_examples}: take a longer text, or a smaller --num-examples or --seq-len"
         )
-    picked = sorted(sorted(range(available), key=lambda i: _rank(random_state, i))[:num_examples])
-    rows = stream[: available * window].reshape(available, window)[picked]
+    picked = range(num_examples)
+    if random_state is not None:
+        by_rank = sorted(range(available), key=lambda i: _rank(random_state, i))
+        picked = sorted(by_rank[:num_examples])
+    rows = stream[: available * window].reshape(available, window)[list(picked)]
     starts = np.tile(np.asarray(prefix, dtype=np.int64), (num_examples, 1))
     return Tokens(np.concatenate([starts, rows], axis=1), name, random_state)
 

@@ -26,7 +26,7 @@ class Options:
     dataset: str = BUILTIN
     num_examples: int = 100
     seq_len: int = 512
-    random_state: int = 0
+    random_state: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     calibration_dtype: str = "auto"

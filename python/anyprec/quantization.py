@@ -39,7 +39,7 @@ def quantize(
     dataset: str = BUILTIN,
     num_examples: int = 100,
     seq_len: int = 512,
-    random_state: int = 0,
+    random_state: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     calibration_dtype: str = "auto",
@@ -70,8 +70,8 @@ def quantize(
             every linear in the decoder's blocks.
         dataset: "builtin" (a C4 sample that ships with the package), "c4", "wikitext2", "ptb",
             "pileval" (from the hub), a text or .jsonl file, or a folder of them.
-        num_examples, seq_len, random_state: that many windows of seq_len tokens, chosen by
-            random_state.
+        num_examples, seq_len, random_state: that many windows of seq_len tokens: the first ones,
+            or those that random_state picks.
         device: where calibration runs: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1".
         dtype: what the unquantized tensors are stored in; "auto": the model's own, float16 for a
             GGUF file.

@@ -39,6 +39,11 @@ def test_windows_are_pieces_of_the_text_that_do_not_overlap(text_file):
     assert starts == sorted(set(starts))
 
 
+def test_without_random_state_the_first_windows_are_taken(text_file):
+    tokens = calibration_tokens(byte_tokenizer(), str(text_file), num_examples=9, seq_len=100)
+    assert tokens.ids.ravel().tolist() == ids_of(text_file.read_text())[:900]
+
+
 def test_the_choice_of_windows_depends_on_random_state_alone(text_file):
     def take(state, examples=9):
         return calibration_tokens(

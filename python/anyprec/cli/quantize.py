@@ -47,7 +47,10 @@ def quantize_command(
     ] = "builtin",
     num_examples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 100,
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens in each of them.")] = 512,
-    random_state: Annotated[int, typer.Option(help="Which of the text's windows are taken.")] = 0,
+    random_state: Annotated[
+        int | None,
+        typer.Option(help="Picks windows at random; without it the text's first ones are taken."),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Where calibration runs: auto, cpu, cuda, cuda:1, ...")
     ] = "auto",

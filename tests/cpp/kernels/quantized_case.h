@@ -37,7 +37,7 @@ struct QuantizedCase {
     std::vector<std::uint8_t> codes(n * k);
     for (auto& code : codes) code = static_cast<std::uint8_t>(random());
     canonical.resize(kMaxPrecision * n * plane_row_bytes(k));
-    codes_to_planes(codes.data(), n, k, kMaxPrecision, canonical.data());
+    if (k > 0) codes_to_planes(codes.data(), n, k, kMaxPrecision, canonical.data());
     packed.resize(kMaxPrecision * n * packed_row_bytes(k));
     cpu::pack_planes(canonical.data(), kMaxPrecision, n, k, packed.data());
     std::normal_distribution<float> normal(0.0f, 0.05f);
