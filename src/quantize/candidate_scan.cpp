@@ -22,12 +22,12 @@ Candidate scan_scalar(const double* base, const PrefixView& begins, const Prefix
 
 void block_scalar(const double* base, const PrefixView& begins, std::int64_t candidates,
                   const PrefixView& ends, std::int64_t targets, std::int64_t distance,
-                  std::int64_t gap, double* costs, std::int64_t* indices) {
+                  std::int64_t gap, std::int64_t free, double* costs, std::int64_t* indices) {
   for (std::int64_t t = 0; t < targets; ++t) {
     Candidate best{std::numeric_limits<double>::infinity(), 0};
     const std::int64_t allowed = std::min(candidates, distance + t - gap + 1);
     for (std::int64_t i = 0; i < allowed; ++i) {
-      const double segment = distance + t - i < 2 ? 0.0 : segment_cost(begins[i], ends[t]);
+      const double segment = distance + t - i <= free ? 0.0 : segment_cost(begins[i], ends[t]);
       const double cost = base[i] + segment;
       if (cost < best.cost) best = {cost, i};
     }
@@ -85,7 +85,7 @@ __attribute__((target("avx2"))) Candidate scan_avx2(const double* base, const Pr
 __attribute__((target("avx2"))) void block_avx2(const double* base, const PrefixView& begins,
                                                 std::int64_t candidates, const PrefixView& ends,
                                                 std::int64_t targets, std::int64_t distance,
-                                                std::int64_t gap, double* costs,
+                                                std::int64_t gap, std::int64_t free, double* costs,
                                                 std::int64_t* indices) {
   const __m256d mass_end = _mm256_loadu_pd(ends.mass);
   const __m256d moment_end = _mm256_loadu_pd(ends.moment);
@@ -107,14 +107,15 @@ __attribute__((target("avx2"))) void block_avx2(const double* base, const Prefix
     best_index = _mm256_blendv_pd(best_index, _mm256_set1_pd(static_cast<double>(i)), less);
   };
   // Up to `whole` every lane's segment is at least 2 long; beyond, lanes are masked.
-  const std::int64_t whole = std::clamp<std::int64_t>(distance - 1, 0, candidates);
+  const std::int64_t whole = std::clamp<std::int64_t>(distance - free, 0, candidates);
   for (std::int64_t i = 0; i < whole; ++i) offer(i, segment_of(i));
   const __m256d lanes = _mm256_set_pd(3.0, 2.0, 1.0, 0.0);
   const __m256d infinity = _mm256_set1_pd(std::numeric_limits<double>::infinity());
   const std::int64_t allowed = std::min(candidates, distance + targets - gap);
   for (std::int64_t i = whole; i < allowed; ++i) {
     const __m256d length = _mm256_add_pd(lanes, _mm256_set1_pd(static_cast<double>(distance - i)));
-    const __m256d costly = _mm256_cmp_pd(length, _mm256_set1_pd(2.0), _CMP_GE_OQ);
+    const __m256d costly =
+        _mm256_cmp_pd(length, _mm256_set1_pd(static_cast<double>(free)), _CMP_GT_OQ);
     const __m256d banned =
         _mm256_cmp_pd(length, _mm256_set1_pd(static_cast<double>(gap)), _CMP_LT_OQ);
     const __m256d segment = _mm256_and_pd(segment_of(i), costly);

@@ -46,14 +46,15 @@ using CandidateScan = Candidate (*)(const double* base, const PrefixView& begins
                                     const PrefixPoint& end, std::int64_t count);
 
 /// A few targets at once, each with all of a few candidates. The segment from begins[i] to ends[t]
-/// has length distance + t - i: where that is below `gap` it is not allowed, below 2 it costs
+/// has length distance + t - i: where that is below `gap` it is not allowed, up to `free` it costs
 /// nothing. Writes, for each of up to kBlockTargets targets t, the least base[i] + cost and the
 /// smallest such i (infinity and 0 where none is allowed). kBlockTargets entries of `ends` must be
 /// readable whatever `targets` is.
 inline constexpr std::int64_t kBlockTargets = 4;
 using BlockScan = void (*)(const double* base, const PrefixView& begins, std::int64_t candidates,
                            const PrefixView& ends, std::int64_t targets, std::int64_t distance,
-                           std::int64_t gap, double* costs, std::int64_t* indices);
+                           std::int64_t gap, std::int64_t free, double* costs,
+                           std::int64_t* indices);
 
 /// The two scans in one instruction set. All sets give the same bits.
 struct ScanKernels {

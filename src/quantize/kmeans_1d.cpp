@@ -15,37 +15,41 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kRelativeRoom = 1e-9;
 constexpr double kRoundingRoom = 1e-12;
 
-/// Points in each of the finest bins, bins of a level for each bin of the level before it, and the
-/// fewest bins of any level (besides 4 for each cluster): the fastest by measurement.
-constexpr std::int64_t kPointsPerBin = 8;
-constexpr std::int64_t kRefinement = 4;
-constexpr std::int64_t kFewestBins = 32;
+/// Bins of the first grid for each cluster, and the fewest; of a later grid for each cluster and
+/// for each window; and the width of windows that the exact program takes as they are: the fastest
+/// by measurement.
+constexpr std::int64_t kBinsPerCluster = 8;
+constexpr std::int64_t kFewestBins = 96;
+constexpr std::int64_t kRefinedBins = 16;
+constexpr std::int64_t kBinsPerWindow = 24;
+constexpr std::int64_t kExactWidth = 24;
+constexpr int kRefinements = 3;
 
 /// Blocks of targets with up to this many candidates are scanned whole.
 constexpr std::int64_t kBlockCandidates = 16;
 
 /// One layer of a shortest path: from each b in `to`, the best a in `from` with a <= b - gap, at
-/// from_cost(a) + the cost of the segment begins[a] .. ends[b], which is nothing for a > b - 2.
+/// from_cost(a) + the cost of the segment a .. b, which is nothing up to a length b - a of `free`.
 struct Layer {
   ScanKernels scan;
-  PrefixView begins;        ///< at position 0
-  PrefixView ends;          ///< at position 0
+  PrefixView prefix;        ///< at position 0
   const double* from_cost;  ///< of from_low
   std::int64_t from_low;
   std::int64_t gap;
+  std::int64_t free;
   double* to_cost;        ///< of to_low
   std::uint32_t* parent;  ///< of to_low; may be null
   std::int64_t to_low;
 
   Candidate best(std::int64_t b, std::int64_t low, std::int64_t high) const {
     high = std::min(high, b - gap);
-    const std::int64_t last = std::min(high, b - 2);
+    const std::int64_t last = std::min(high, b - 1 - free);
     Candidate best{kInfinity, low};
     if (low <= last) {
-      best = scan.candidates(from_cost + (low - from_low), begins + low, ends[b], last - low + 1);
+      best = scan.candidates(from_cost + (low - from_low), prefix + low, prefix[b], last - low + 1);
       best.index += low;
     }
-    for (std::int64_t a = std::max(low, b - 1); a <= high; ++a) {
+    for (std::int64_t a = std::max(low, b - free); a <= high; ++a) {
       const double cost = from_cost[a - from_low];
       if (cost < best.cost) best = {cost, a};
     }
@@ -72,8 +76,8 @@ struct Layer {
   void solve_block(std::int64_t first, std::int64_t last, std::int64_t low,
                    std::int64_t high) const {
     std::int64_t indices[kBlockTargets];
-    scan.block(from_cost + (low - from_low), begins + low, high - low + 1, ends + first,
-               last - first + 1, first - low, gap, to_cost + (first - to_low), indices);
+    scan.block(from_cost + (low - from_low), prefix + low, high - low + 1, prefix + first,
+               last - first + 1, first - low, gap, free, to_cost + (first - to_low), indices);
     if (parent == nullptr) return;
     for (std::int64_t b = first; b <= last; ++b) {
       parent[b - to_low] = static_cast<std::uint32_t>(low + indices[b - first]);
@@ -161,73 +165,137 @@ void KMeans1D::choose_edges(std::span<const double> value, std::int64_t bins) {
   edges_.push_back(m);
 }
 
-void KMeans1D::narrow(std::int64_t stride, std::span<const double> value) {
+void KMeans1D::refine_edges() {
   const auto clusters = static_cast<std::int64_t>(borders_.size()) - 1;
-  level_edges_.clear();
-  for (std::size_t i = 0; i + 1 < edges_.size(); i += static_cast<std::size_t>(stride)) {
-    level_edges_.push_back(edges_[i]);
-  }
-  level_edges_.push_back(edges_.back());
-  const auto bins = static_cast<std::int64_t>(level_edges_.size()) - 1;
-
-  bins_.resize(level_edges_.size());
-  mirror_.resize(level_edges_.size());
-  for (std::int64_t i = 0; i <= bins; ++i) {
-    const PrefixPoint at = points_.view()[level_edges_[i]];
-    bins_.mass[i] = at.mass;
-    bins_.moment[i] = at.moment;
-    bins_.square[i] = at.square;
-    mirror_.mass[bins - i] = -at.mass;
-    mirror_.moment[bins - i] = -at.moment;
-    mirror_.square[bins - i] = -at.square;
-  }
-
-  // Border j in bin b: at a position in [level_edges_[b], level_edges_[b + 1]).
-  const auto bin_of = [&](std::int64_t position) {
-    const auto above = std::upper_bound(level_edges_.begin(), level_edges_.end(), position);
-    return std::min<std::int64_t>(above - level_edges_.begin(), bins) - 1;
-  };
-  bin_windows_.resize(windows_.size());
-  mirror_windows_.resize(windows_.size());
+  std::int64_t positions = 0;  // in any window
+  std::int64_t next = 0;
   for (std::int64_t j = 1; j < clusters; ++j) {
-    const Window window{bin_of(windows_[j].low), bin_of(windows_[j].high)};
-    bin_windows_[j] = window;
-    mirror_windows_[clusters - j] = {bins - 1 - window.high, bins - 1 - window.low};
+    positions += windows_[j].high + 1 - std::max(next, windows_[j].low);
+    next = windows_[j].high + 1;
   }
-  bound(bins_, bin_windows_, left_offsets_, left_costs_);
-  bound(mirror_, mirror_windows_, right_offsets_, right_costs_);
+  edges_.clear();
+  for (std::int64_t j = 1; j < clusters; ++j) {
+    const Window window = windows_[j];
+    const std::int64_t step = 1 + std::min((window.high - window.low) / kBinsPerWindow,
+                                           positions / (kRefinedBins * clusters));
+    std::int64_t position = window.low;
+    if (!edges_.empty() && edges_.back() >= position) position = edges_.back() + step;
+    for (; position < window.high; position += step) edges_.push_back(position);
+    if (edges_.empty() || edges_.back() < window.high) edges_.push_back(window.high);
+  }
+}
 
-  const auto lower_bound = [&](std::int64_t j, std::int64_t bin) {
-    const std::int64_t r = clusters - j;
-    return left_costs_[left_offsets_[j] + bin - bin_windows_[j].low] +
-           right_costs_[right_offsets_[r] + (bins - 1 - bin) - mirror_windows_[r].low];
+void KMeans1D::gather_edges(std::int64_t m) {
+  const auto clusters = static_cast<std::int64_t>(borders_.size()) - 1;
+  const auto edges = static_cast<std::int64_t>(edges_.size());
+  const PrefixView prefix = points_.view();
+  const double rounding = (prefix.square[m] - prefix.square[0]) * kRoundingRoom;
+  edge_sums_.resize(edges_.size());
+  mirror_sums_.resize(edges_.size());
+  spread_.resize(edges_.size());
+  for (std::int64_t i = 0; i < edges; ++i) {
+    const PrefixPoint at = prefix[edges_[i]];
+    const std::int64_t r = edges - 1 - i;
+    edge_sums_.mass[i] = at.mass;
+    edge_sums_.moment[i] = at.moment;
+    edge_sums_.square[i] = at.square;
+    mirror_sums_.mass[r] = -at.mass;
+    mirror_sums_.moment[r] = -at.moment;
+    mirror_sums_.square[r] = -at.square;
+    if (i == 0) continue;
+    const PrefixPoint before = prefix[edges_[i - 1]];
+    spread_[i - 1] = std::sqrt((at.mass - before.mass) * (segment_cost(before, at) + rounding));
+  }
+
+  ranges_.resize(windows_.size());
+  mirror_ranges_.resize(windows_.size());
+  offsets_.resize(windows_.size());
+  offsets_[1] = 0;
+  std::int64_t low = 0;
+  std::int64_t high = 0;
+  for (std::int64_t j = 1; j < clusters; ++j) {
+    while (low + 1 < edges && edges_[low + 1] <= windows_[j].low) ++low;
+    while (high + 1 < edges && edges_[high] < windows_[j].high) ++high;
+    ranges_[j] = {low, high};
+    mirror_ranges_[clusters - j] = {edges - 1 - high, edges - 1 - low};
+    offsets_[j + 1] = offsets_[j] + high - low + 1;
+  }
+}
+
+void KMeans1D::find_slack(std::span<const double> value, std::int64_t j) {
+  const PrefixView prefix = points_.view();
+  const auto m = static_cast<std::int64_t>(value.size());
+  const double centre = value[value.size() / 2];
+  const std::int64_t leftmost = windows_[j - 1].low;
+  const std::int64_t rightmost = windows_[j + 1].high;
+  const PrefixPoint before = prefix[leftmost];
+  const PrefixPoint after = prefix[rightmost];
+  const Window range = ranges_[j];
+  double* slack = slack_.data() + offsets_[j] - range.low;
+  double last = 0.0;
+  for (std::int64_t i = range.low; i < range.high; ++i) {
+    // The border lies between edges i and i + 1, midway between the centroids, each of which is
+    // at most as far out as the windows beside this one allow.
+    const double left_mass = edge_sums_.mass[i] - before.mass;
+    const double right_mass = after.mass - edge_sums_.mass[i + 1];
+    const double left = left_mass > 0.0 ? (edge_sums_.moment[i] - before.moment) / left_mass
+                                        : value[leftmost] - centre;
+    const double right = right_mass > 0.0 ? (after.moment - edge_sums_.moment[i + 1]) / right_mass
+                                          : value[rightmost - 1] - centre;
+    const double low = value[std::max<std::int64_t>(edges_[i] - 1, 0)] - centre;
+    const double high = value[std::min(edges_[i + 1], m - 1)] - centre;
+    const double apart = 2.0 * std::max(0.0, std::min(high - left, right - low));
+    slack[i] = std::max(last, apart * spread_[i]);
+    last = apart * spread_[i];
+  }
+  slack[range.high] = last;
+}
+
+void KMeans1D::narrow(std::span<const double> value) {
+  const auto clusters = static_cast<std::int64_t>(borders_.size()) - 1;
+  const auto m = static_cast<std::int64_t>(value.size());
+  gather_edges(m);
+  slack_.resize(static_cast<std::size_t>(offsets_[clusters]));
+  for (std::int64_t j = 1; j < clusters; ++j) find_slack(value, j);
+
+  const PrefixView prefix = points_.view();
+  const PrefixPoint end = prefix[m];
+  bound(edge_sums_, prefix[0], false, left_costs_);
+  bound(mirror_sums_, {-end.mass, -end.moment, -end.square}, true, right_costs_);
+  const auto lower_bound = [&](std::int64_t j, std::int64_t i) {
+    const std::int64_t at = offsets_[j] + i - ranges_[j].low;
+    const std::int64_t mirrored = offsets_[j] + ranges_[j].high - i;
+    return left_costs_[at] + right_costs_[mirrored] + slack_[at];
   };
 
-  // The best bin of each border, taken together, is nearly the optimum; Lloyd's iterations make a
-  // partition of it.
+  // The best edge of each border, taken together, is nearly the optimum; Lloyd's iterations make a
+  // better partition of it.
   for (std::int64_t j = 1; j < clusters; ++j) {
     double least = kInfinity;
-    std::int64_t best = bin_windows_[j].low;
-    for (std::int64_t bin = bin_windows_[j].low; bin <= bin_windows_[j].high; ++bin) {
-      const double cost = lower_bound(j, bin);
+    std::int64_t best = ranges_[j].low;
+    for (std::int64_t i = ranges_[j].low; i <= ranges_[j].high; ++i) {
+      const double cost = lower_bound(j, i);
       if (cost < least) {
         least = cost;
-        best = bin;
+        best = i;
       }
     }
-    const std::int64_t middle = (level_edges_[best] + level_edges_[best + 1]) / 2;
-    borders_[j] = std::clamp(middle, borders_[j - 1], borders_[clusters]);
+    borders_[j] = std::clamp(edges_[best], borders_[j - 1], borders_[clusters]);
   }
   known_cost_ = std::min(known_cost_, improve(value));
 
-  const double squares = points_.square[value.size()] - points_.square[0];
+  const double squares = prefix.square[m] - prefix.square[0];
   const double limit = known_cost_ * (1.0 + kRelativeRoom) + squares * kRoundingRoom;
   for (std::int64_t j = 1; j < clusters; ++j) {
-    Window bin = bin_windows_[j];
-    while (bin.low < bin.high && lower_bound(j, bin.low) > limit) ++bin.low;
-    while (bin.low < bin.high && lower_bound(j, bin.high) > limit) --bin.high;
-    windows_[j].low = std::max(windows_[j].low, level_edges_[bin.low]);
-    windows_[j].high = std::min(windows_[j].high, level_edges_[bin.high + 1] - 1);
+    Window kept = ranges_[j];
+    while (kept.low < kept.high && lower_bound(j, kept.low) > limit) ++kept.low;
+    while (kept.low < kept.high && lower_bound(j, kept.high) > limit) --kept.high;
+    if (kept.low > ranges_[j].low) {
+      windows_[j].low = std::max(windows_[j].low, edges_[kept.low - 1] + 1);
+    }
+    if (kept.high < ranges_[j].high) {
+      windows_[j].high = std::min(windows_[j].high, edges_[kept.high + 1] - 1);
+    }
   }
   // Borders rise strictly.
   for (std::int64_t j = 2; j < clusters; ++j) {
@@ -238,35 +306,38 @@ void KMeans1D::narrow(std::int64_t stride, std::span<const double> value) {
   }
 }
 
-void KMeans1D::bound(const Prefix& bins, const std::vector<Window>& windows,
-                     std::vector<std::int64_t>& offsets, std::vector<double>& costs) const {
-  const auto clusters = static_cast<std::int64_t>(windows.size()) - 1;
-  offsets.resize(windows.size());
-  std::int64_t size = 0;
-  for (std::int64_t j = 1; j < clusters; ++j) {
-    offsets[j] = size;
-    size += windows[j].high - windows[j].low + 1;
+void KMeans1D::bound(const Prefix& sums, const PrefixPoint& origin, bool mirrored,
+                     std::vector<double>& costs) {
+  const auto clusters = static_cast<std::int64_t>(windows_.size()) - 1;
+  const std::vector<Window>& ranges = mirrored ? mirror_ranges_ : ranges_;
+  costs.resize(static_cast<std::size_t>(offsets_[clusters]));
+  const PrefixView ends = sums.view();
+  // Offsets and slacks are those of border j read forwards; border r = clusters - j of the mirror
+  // keeps its costs there too, in its own order.
+  const auto at = [&](std::int64_t r) { return offsets_[mirrored ? clusters - r : r]; };
+  const auto relax = [&](std::int64_t r) {
+    const std::int64_t size = ranges[r].high - ranges[r].low + 1;
+    double* cost = costs.data() + at(r);
+    const double* slack = slack_.data() + at(r);
+    for (std::int64_t i = 0; i < size; ++i) cost[i] -= slack[mirrored ? size - 1 - i : i];
+  };
+  for (std::int64_t i = ranges[1].low; i <= ranges[1].high; ++i) {
+    costs[at(1) + i - ranges[1].low] =
+        ends.mass[i] > origin.mass ? segment_cost(origin, ends[i]) : 0.0;
   }
-  costs.resize(static_cast<std::size_t>(size));
-
-  const PrefixView ends = bins.view();
-  for (std::int64_t bin = windows[1].low; bin <= windows[1].high; ++bin) {
-    costs[bin - windows[1].low] = bin == 0 ? 0.0 : segment_cost(ends[0], ends[bin]);
-  }
-  for (std::int64_t j = 2; j < clusters; ++j) {
-    const Window from = windows[j - 1];
-    const Window to = windows[j];
-    // The cluster between borders in bins a and b holds at least the bins a + 1 .. b - 1.
+  relax(1);
+  for (std::int64_t r = 2; r < clusters; ++r) {
     const Layer layer{.scan = scan_,
-                      .begins = bins.view(1),
-                      .ends = ends,
-                      .from_cost = costs.data() + offsets[j - 1],
-                      .from_low = from.low,
+                      .prefix = ends,
+                      .from_cost = costs.data() + at(r - 1),
+                      .from_low = ranges[r - 1].low,
                       .gap = 0,
-                      .to_cost = costs.data() + offsets[j],
+                      .free = 0,
+                      .to_cost = costs.data() + at(r),
                       .parent = nullptr,
-                      .to_low = to.low};
-    layer.solve(to.low, to.high, from.low, from.high);
+                      .to_low = ranges[r].low};
+    layer.solve(ranges[r].low, ranges[r].high, ranges[r - 1].low, ranges[r - 1].high);
+    relax(r);
   }
 }
 
@@ -308,12 +379,12 @@ double KMeans1D::improve(std::span<const double> value) {
 void KMeans1D::solve_exactly(std::span<std::int64_t> borders) {
   const auto clusters = static_cast<std::int64_t>(borders.size()) - 1;
   const PrefixView prefix = points_.view();
-  left_offsets_.resize(windows_.size());
+  offsets_.resize(windows_.size());
   std::int64_t size = 0;
   std::int64_t widest = 0;
   for (std::int64_t j = 1; j < clusters; ++j) {
     const std::int64_t width = windows_[j].high - windows_[j].low + 1;
-    left_offsets_[j] = size;
+    offsets_[j] = size;
     size += width;
     widest = std::max(widest, width);
   }
@@ -329,13 +400,13 @@ void KMeans1D::solve_exactly(std::span<std::int64_t> borders) {
     const Window from = to;
     to = windows_[j];
     const Layer layer{.scan = scan_,
-                      .begins = prefix,
-                      .ends = prefix,
+                      .prefix = prefix,
                       .from_cost = left_costs_.data(),
                       .from_low = from.low,
                       .gap = 1,
+                      .free = 1,
                       .to_cost = right_costs_.data(),
-                      .parent = parents_.data() + left_offsets_[j],
+                      .parent = parents_.data() + offsets_[j],
                       .to_low = to.low};
     layer.solve(to.low, to.high, from.low, from.high);
     left_costs_.swap(right_costs_);
@@ -343,17 +414,17 @@ void KMeans1D::solve_exactly(std::span<std::int64_t> borders) {
 
   const std::int64_t m = borders[clusters];
   const Layer last{.scan = scan_,
-                   .begins = prefix,
-                   .ends = prefix,
+                   .prefix = prefix,
                    .from_cost = left_costs_.data(),
                    .from_low = to.low,
                    .gap = 1,
+                   .free = 1,
                    .to_cost = nullptr,
                    .parent = nullptr,
                    .to_low = m};
   borders[clusters - 1] = last.best(m, to.low, to.high).index;
   for (std::int64_t j = clusters - 1; j >= 2; --j) {
-    borders[j - 1] = parents_[left_offsets_[j] + borders[j] - windows_[j].low];
+    borders[j - 1] = parents_[offsets_[j] + borders[j] - windows_[j].low];
   }
 }
 
@@ -372,13 +443,20 @@ void KMeans1D::fit(std::span<const double> value, std::span<const double> mass,
   borders_.assign(borders.size(), 0);
   borders_[clusters] = m;
   known_cost_ = kInfinity;
-  const std::int64_t coarsest = std::max(kFewestBins, 4 * clusters);
-  const std::int64_t finest = std::max(m / kPointsPerBin, coarsest);
-  if (2 * finest <= m) {
-    choose_edges(value, finest);
-    std::int64_t stride = 1;
-    while (finest / (stride * kRefinement) >= coarsest) stride *= kRefinement;
-    for (; stride >= 1; stride /= kRefinement) narrow(stride, value);
+  windows_[0] = {0, 0};
+  windows_[clusters] = {m, m};
+  const std::int64_t bins = std::max(kFewestBins, kBinsPerCluster * clusters);
+  if (2 * bins <= m) {
+    choose_edges(value, bins);
+    narrow(value);
+    for (int level = 0; level < kRefinements; ++level) {
+      std::int64_t widest = 0;
+      for (std::int64_t j = 1; j < clusters; ++j)
+        widest = std::max(widest, windows_[j].high - windows_[j].low);
+      if (widest < kExactWidth) break;
+      refine_edges();
+      narrow(value);
+    }
   }
   borders[0] = 0;
   borders[clusters] = m;

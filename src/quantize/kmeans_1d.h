@@ -16,11 +16,15 @@ namespace anyprec::quantize {
 /// D_{j-1}(p) + cost(p, i). The cost is concave Monge, hence the best p rises with i, and a layer
 /// takes O(n log n) by divide and conquer (Wu 1991; Groenlund et al., arXiv 1701.07204).
 ///
-/// Most of that is saved by bounding first where each border can lie: points are gathered into
-/// bins, and a relaxed dynamic program, in which the bin that a border cuts costs nothing, bounds
-/// from below the cost of every partition whose j-th border lies in a given bin. Bins whose bound
-/// exceeds the cost of a known partition (Lloyd's, from the relaxed optimum) are out; finer bins
-/// repeat this inside what is left, and the exact program runs over the rest alone.
+/// Most of that is saved by finding first where each border can lie. At an optimum a border is
+/// midway between two centroids. Moving it to an end of the bin (of sorted points) that it lies in
+/// then costs at most d * sum mass * |x - mean| over the bin, with d the distance of the centroids
+/// (the worst case is a border at the bin's mean), and that is at most d * sqrt(mass * squares),
+/// squares being the bin's about its mean. So a program over bin edges alone, with this much taken
+/// off for each border, bounds from below the cost of every partition whose j-th border is near a
+/// given edge. Edges whose bound exceeds the cost of a known partition (Lloyd's, from the best
+/// edges) are out. The slack falls with the square of the width of the bins, so a few finer grids
+/// inside what is left narrow it to a few points, and the exact program runs over these.
 ///
 /// Keeps its buffers from call to call: at worst (every border may lie anywhere) 4 bytes for each
 /// point and cluster, in practice a few dozen bytes a point.
@@ -51,11 +55,17 @@ class KMeans1D {
   void build_prefix(std::span<const double> value, std::span<const double> mass);
   /// Cuts the points into about `bins` bins, finer where centroids are dense.
   void choose_edges(std::span<const double> value, std::int64_t bins);
-  /// Narrows windows_, with bins of `stride` pairs of neighbouring edges each.
-  void narrow(std::int64_t stride, std::span<const double> value);
-  /// For each border j and bin of its window, the least that the clusters left of it can cost.
-  void bound(const Prefix& bins, const std::vector<Window>& windows,
-             std::vector<std::int64_t>& offsets, std::vector<double>& costs) const;
+  /// Edges inside windows_.
+  void refine_edges();
+  /// Narrows windows_ by a grid of edges_.
+  void narrow(std::span<const double> value);
+  void gather_edges(std::int64_t m);
+  /// For each edge of ranges_[j]: what the optimum loses at most when border j moves there.
+  void find_slack(std::span<const double> value, std::int64_t j);
+  /// For each border and edge of its range, the least that the clusters left of it can cost, less
+  /// the slack of the borders up to this one. sums: at the edges, or those of the mirror.
+  void bound(const Prefix& sums, const PrefixPoint& origin, bool mirrored,
+             std::vector<double>& costs);
   /// Lloyd's iterations on borders_; returns the cost reached.
   double improve(std::span<const double> value);
   void solve_exactly(std::span<std::int64_t> borders);
@@ -68,14 +78,14 @@ class KMeans1D {
 
   std::vector<double> block_;
   std::vector<double> centroids_;
-  std::vector<std::int64_t> edges_;        ///< positions of the finest bins' edges
-  std::vector<std::int64_t> level_edges_;  ///< of the bins at hand
-  Prefix bins_;                            ///< at level_edges_
-  Prefix mirror_;                          ///< the same, read from the right
-  std::vector<Window> bin_windows_;
-  std::vector<Window> mirror_windows_;
-  std::vector<std::int64_t> left_offsets_;  ///< where border j's window begins in left_costs_
-  std::vector<std::int64_t> right_offsets_;
+  std::vector<std::int64_t> edges_;  ///< [E] rising positions
+  Prefix edge_sums_;                 ///< [E] at edges_
+  Prefix mirror_sums_;               ///< [E] the same, read from the right
+  std::vector<double> spread_;       ///< [E - 1] sqrt(mass * squares) of each bin
+  std::vector<Window> ranges_;       ///< [clusters + 1] edges around border j's window
+  std::vector<Window> mirror_ranges_;
+  std::vector<std::int64_t> offsets_;  ///< where border j's entries begin in the next three
+  std::vector<double> slack_;
   std::vector<double> left_costs_;
   std::vector<double> right_costs_;
   std::vector<std::uint32_t> parents_;
