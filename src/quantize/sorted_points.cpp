@@ -23,26 +23,27 @@ float ordered_value(std::uint32_t ordered) {
 
 std::uint32_t key_of(std::uint64_t packed) { return static_cast<std::uint32_t>(packed >> 32); }
 
-/// Stable counting sorts by digits of `kBits` of the key, least significant first.
-template <int kBits>
-void radix_sort(std::vector<std::uint64_t>& keys, std::vector<std::uint64_t>& swap) {
-  constexpr int kPasses = (32 + kBits - 1) / kBits;
+/// Stable counting sorts by the kDigits highest digits of kBits of the key. Returns how many low
+/// bits of the packed keys are left out.
+template <int kBits, int kDigits>
+int radix_sort(std::vector<std::uint64_t>& keys, std::vector<std::uint64_t>& swap) {
+  constexpr int kShift = 64 - kBits * kDigits;
   constexpr std::uint32_t kMask = (1u << kBits) - 1;
-  std::array<std::array<std::uint32_t, kMask + 1>, kPasses> counts{};
+  std::array<std::array<std::uint32_t, kMask + 1>, kDigits> counts{};
   for (const std::uint64_t packed : keys) {
-    for (int pass = 0; pass < kPasses; ++pass) {
-      ++counts[pass][(key_of(packed) >> (pass * kBits)) & kMask];
+    for (int digit = 0; digit < kDigits; ++digit) {
+      ++counts[digit][(packed >> (kShift + digit * kBits)) & kMask];
     }
   }
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int shift = 32 + pass * kBits;
-    auto& offsets = counts[pass];
-    if (offsets[(keys[0] >> shift) & kMask] == keys.size()) continue;  // all digits equal
+  for (int digit = 0; digit < kDigits; ++digit) {
+    const int shift = kShift + digit * kBits;
+    auto& offsets = counts[digit];
     std::uint32_t sum = 0;
     for (std::uint32_t& offset : offsets) sum += std::exchange(offset, sum);
     for (const std::uint64_t packed : keys) swap[offsets[(packed >> shift) & kMask]++] = packed;
     keys.swap(swap);
   }
+  return kShift;
 }
 
 /// Sorts columns that share a weight by (sensitivity, column).
@@ -58,17 +59,45 @@ void sort_ties(const float* sensitivities, std::uint64_t* begin, std::uint64_t* 
   }
 }
 
+/// Finishes keys that are sorted but for their low `shift` bits: by (key, sensitivity, column).
+void sort_runs(const float* sensitivities, int shift, std::vector<std::uint64_t>& keys) {
+  const std::size_t n = keys.size();
+  for (std::size_t i = 1; i < n; ++i) {
+    if ((keys[i - 1] ^ keys[i]) >> shift != 0) continue;
+    const std::size_t begin = i - 1;
+    while (i < n && (keys[begin] ^ keys[i]) >> shift == 0) ++i;
+    if (i - begin == 2) {
+      const std::uint64_t a = keys[begin];
+      const std::uint64_t b = keys[begin + 1];
+      keys[begin] = std::min(a, b);
+      keys[begin + 1] = std::max(a, b);
+    } else {
+      std::sort(keys.data() + begin, keys.data() + i);
+    }
+    if (sensitivities == nullptr) continue;
+    for (std::size_t tie = begin; tie < i;) {
+      std::size_t end = tie + 1;
+      while (end < i && key_of(keys[tie]) == key_of(keys[end])) ++end;
+      if (end - tie > 1) sort_ties(sensitivities, keys.data() + tie, keys.data() + end);
+      tie = end;
+    }
+  }
+}
+
 }  // namespace
 
-void PointSorter::sort_keys(std::int64_t n) {
-  swap_.resize(static_cast<std::size_t>(n));
-  if (n < 128) {
+void PointSorter::sort_keys(const float* sensitivities) {
+  swap_.resize(keys_.size());
+  int shift = 0;
+  if (keys_.size() < 128) {
     std::sort(keys_.begin(), keys_.end());
-  } else if (n < 4096) {
-    radix_sort<8>(keys_, swap_);
+    shift = 32;
+  } else if (keys_.size() < 4096) {
+    shift = radix_sort<10, 2>(keys_, swap_);
   } else {
-    radix_sort<11>(keys_, swap_);
+    shift = radix_sort<11, 2>(keys_, swap_);
   }
+  sort_runs(sensitivities, shift, keys_);
 }
 
 void PointSorter::sort(const float* weights, const float* sensitivities, std::int64_t n,
@@ -78,32 +107,29 @@ void PointSorter::sort(const float* weights, const float* sensitivities, std::in
   for (std::size_t i = 0; i < count; ++i) {
     keys_[i] = std::uint64_t{ordered_bits(weights[i])} << 32 | i;
   }
-  sort_keys(n);
+  sort_keys(sensitivities);
 
   points.order.resize(count);
   points.first.resize(count + 1);
   points.value.resize(count);
   points.mass.resize(count);
   points.sensitivity.resize(count);
-  std::size_t m = 0;
-  for (std::size_t begin = 0; begin < count;) {
-    const std::uint32_t key = key_of(keys_[begin]);
-    std::size_t end = begin + 1;
-    while (end < count && key_of(keys_[end]) == key) ++end;
-    if (end - begin > 1 && sensitivities != nullptr)
-      sort_ties(sensitivities, &keys_[begin], &keys_[0] + end);
-    double sum = sensitivities == nullptr ? static_cast<double>(end - begin) : 0.0;
-    for (std::size_t i = begin; i < end; ++i) {
-      const auto column = static_cast<std::uint32_t>(keys_[i]);
-      points.order[i] = column;
-      if (sensitivities != nullptr) sum += static_cast<double>(sensitivities[column]);
-    }
-    points.first[m] = static_cast<std::uint32_t>(begin);
-    points.value[m] = static_cast<double>(ordered_value(key));
+  std::size_t m = 0;  // of the point at hand
+  std::uint32_t first = 0;
+  double sum = 0.0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto column = static_cast<std::uint32_t>(keys_[i]);
+    const double sensitivity = sensitivities == nullptr ? 1.0 : sensitivities[column];
+    const bool begins = i == 0 || key_of(keys_[i]) != key_of(keys_[i - 1]);
+    m += begins && i > 0 ? 1 : 0;
+    first = begins ? static_cast<std::uint32_t>(i) : first;
+    sum = begins ? sensitivity : sum + sensitivity;
+    points.order[i] = column;
+    points.first[m] = first;
+    points.value[m] = static_cast<double>(ordered_value(key_of(keys_[i])));
     points.sensitivity[m] = sum;
-    ++m;
-    begin = end;
   }
+  ++m;
   points.first[m] = static_cast<std::uint32_t>(count);
   points.first.resize(m + 1);
   points.value.resize(m);
@@ -112,13 +138,17 @@ void PointSorter::sort(const float* weights, const float* sensitivities, std::in
 
   // Summed in sorted order: a permutation of the columns changes no bit of the mean.
   std::array<double, 4> partial{};
-  for (std::size_t i = 0; i < m; ++i) partial[i % 4] += points.sensitivity[i];
+  std::size_t i = 0;
+  for (; i + 4 <= m; i += 4) {
+    for (std::size_t c = 0; c < 4; ++c) partial[c] += points.sensitivity[i + c];
+  }
+  for (; i < m; ++i) partial[0] += points.sensitivity[i];
   const double total = (partial[0] + partial[1]) + (partial[2] + partial[3]);
   const double scale = total > 0.0 ? static_cast<double>(n) / total : 0.0;
   const double floor = total > 0.0 ? kMassFloor : 1.0;
-  for (std::size_t i = 0; i < m; ++i) {
-    const double columns = static_cast<double>(points.first[i + 1] - points.first[i]);
-    points.mass[i] = points.sensitivity[i] * scale + columns * floor;
+  for (i = 0; i < m; ++i) {
+    const auto columns = static_cast<std::int32_t>(points.first[i + 1] - points.first[i]);
+    points.mass[i] = points.sensitivity[i] * scale + static_cast<double>(columns) * floor;
   }
 }
 

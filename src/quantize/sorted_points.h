@@ -29,7 +29,8 @@ class PointSorter {
   void sort(const float* weights, const float* sensitivities, std::int64_t n, SortedPoints& points);
 
  private:
-  void sort_keys(std::int64_t n);
+  /// By (key, sensitivity, column).
+  void sort_keys(const float* sensitivities);
 
   /// High 32 bits: a key that orders as the weight does; low 32 bits: the column.
   std::vector<std::uint64_t> keys_;
