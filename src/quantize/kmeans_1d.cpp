@@ -15,14 +15,15 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kRelativeRoom = 1e-9;
 constexpr double kRoundingRoom = 1e-12;
 
-/// Bins of the first grid for each cluster, and the fewest; of a later grid for each cluster and
-/// for each window; and the width of windows that the exact program takes as they are: the fastest
-/// by measurement.
+/// Bins of the first grid for each cluster, the fewest, and points for one more; of a later grid
+/// for each cluster and for each window; and the width of windows that the exact program takes as
+/// they are: the fastest by measurement.
 constexpr std::int64_t kBinsPerCluster = 8;
-constexpr std::int64_t kFewestBins = 96;
-constexpr std::int64_t kRefinedBins = 16;
+constexpr std::int64_t kFewestBins = 64;
+constexpr std::int64_t kPointsPerExtraBin = 128;
+constexpr std::int64_t kRefinedBins = 12;
 constexpr std::int64_t kBinsPerWindow = 24;
-constexpr std::int64_t kExactWidth = 24;
+constexpr std::int64_t kExactWidth = 64;
 constexpr int kRefinements = 3;
 
 /// Blocks of targets with up to this many candidates are scanned whole.
@@ -445,7 +446,8 @@ void KMeans1D::fit(std::span<const double> value, std::span<const double> mass,
   known_cost_ = kInfinity;
   windows_[0] = {0, 0};
   windows_[clusters] = {m, m};
-  const std::int64_t bins = std::max(kFewestBins, kBinsPerCluster * clusters);
+  const std::int64_t bins =
+      std::max(kFewestBins, kBinsPerCluster * clusters) + m / kPointsPerExtraBin;
   if (2 * bins <= m) {
     choose_edges(value, bins);
     narrow(value);

@@ -19,8 +19,8 @@ using quantize::KMeans1D;
 using quantize::PointSorter;
 using quantize::SortedPoints;
 
-/// One cluster of the parent precision, and what merging it with others needs.
-struct Leaf {
+/// One cluster, and what merging it with others needs.
+struct Cluster {
   double mass;  ///< of its points; 0 where it is empty
   double mean;  ///< their weighted mean; where it is empty, what its table entries say
   // Moments of the sensitivities as given, about the mean.
@@ -36,8 +36,7 @@ struct Scratch {
   KMeans1D kmeans;
   std::vector<std::int64_t> borders;
   std::vector<std::int64_t> children;
-  std::vector<Leaf> leaves;
-  std::vector<Leaf> merged;
+  std::vector<Cluster> clusters;
 };
 
 /// Lends scratch to as many threads as ask at the same time.
@@ -95,11 +94,12 @@ void write_codes(const Scratch& scratch, std::uint8_t* codes) {
   }
 }
 
-/// The points [begin, end), at least one. Sums are about the first point and the mean is kept
-/// between the first and the last, so that means never fall from one leaf to the next.
-Leaf make_leaf(const SortedPoints& points, std::int64_t begin, std::int64_t end) {
+/// The cluster of the points [begin, end), at least one. Sums are about the first point and the
+/// mean is kept between the first and the last, so that means never fall from one leaf to the next.
+Cluster make_leaf(const SortedPoints& points, std::int64_t begin, std::int64_t end) {
   const double origin = points.value[begin];
-  Leaf leaf{};
+  if (end - begin == 1) return {points.mass[begin], origin, points.sensitivity[begin], 0.0, 0.0};
+  Cluster leaf{};
   double moment = 0.0;
   for (std::int64_t i = begin; i < end; ++i) {
     leaf.mass += points.mass[i];
@@ -118,46 +118,51 @@ Leaf make_leaf(const SortedPoints& points, std::int64_t begin, std::int64_t end)
 
 void make_leaves(Scratch& scratch) {
   const std::size_t clusters = scratch.borders.size() - 1;
-  scratch.leaves.resize(clusters);
+  scratch.clusters.resize(clusters);
   for (std::size_t c = 0; c < clusters; ++c) {
     const std::int64_t begin = scratch.borders[c];
     const std::int64_t end = scratch.borders[c + 1];
     if (begin < end) {
-      scratch.leaves[c] = make_leaf(scratch.points, begin, end);
+      scratch.clusters[c] = make_leaf(scratch.points, begin, end);
     } else {
       // An empty cluster descends from the right child of a single point (or from a row of fewer
       // points than seed clusters) and keeps that point's value. The first is never empty.
-      scratch.leaves[c] = {0.0, scratch.leaves[c - 1].mean, 0.0, 0.0, 0.0};
+      scratch.clusters[c] = {0.0, scratch.clusters[c - 1].mean, 0.0, 0.0, 0.0};
     }
   }
 }
 
-/// Table entries and error of one precision: cluster c holds `span` leaves from c * span on.
-/// table: [2^b]. Returns the sum of sensitivity * (weight - entry)^2.
-double write_table(std::span<const Leaf> merged, std::span<const Leaf> leaves, float* table) {
-  const std::size_t span = leaves.size() / merged.size();
+/// Table entries of one precision, table: [clusters]. Returns the sum of sensitivity *
+/// (weight - entry)^2.
+double write_table(std::span<const Cluster> clusters, float* table) {
   double error = 0.0;
-  for (std::size_t c = 0; c < merged.size(); ++c) {
-    table[c] = static_cast<float>(merged[c].mean);
-    for (const Leaf& leaf : leaves.subspan(c * span, span)) {
-      const double shift = leaf.mean - static_cast<double>(table[c]);
-      error += leaf.square + shift * (2.0 * leaf.moment + shift * leaf.sensitivity);
-    }
+  for (std::size_t c = 0; c < clusters.size(); ++c) {
+    const Cluster& cluster = clusters[c];
+    table[c] = static_cast<float>(cluster.mean);
+    const double shift = cluster.mean - static_cast<double>(table[c]);
+    error += cluster.square + shift * (2.0 * cluster.moment + shift * cluster.sensitivity);
   }
   return std::max(error, 0.0);
 }
 
 /// Merges neighbours in pairs, weighing means by mass.
-void merge_pairs(std::vector<Leaf>& clusters) {
+void merge_pairs(std::vector<Cluster>& clusters) {
   for (std::size_t c = 0; c < clusters.size() / 2; ++c) {
-    const Leaf& left = clusters[2 * c];
-    const Leaf& right = clusters[2 * c + 1];
-    Leaf both{};
-    both.mass = left.mass + right.mass;
-    both.mean = left.mean;
+    const Cluster& left = clusters[2 * c];
+    const Cluster& right = clusters[2 * c + 1];
+    Cluster both = left;
     if (right.mass > 0.0) {
+      both.mass = left.mass + right.mass;
       const double mean = left.mean + (right.mean - left.mean) * (right.mass / both.mass);
       both.mean = std::clamp(mean, left.mean, right.mean);
+      both.sensitivity = left.sensitivity + right.sensitivity;
+      const double from_left = left.mean - both.mean;
+      const double from_right = right.mean - both.mean;
+      const double left_shift = from_left * left.sensitivity;
+      const double right_shift = from_right * right.sensitivity;
+      both.moment = (left.moment + left_shift) + (right.moment + right_shift);
+      both.square = (left.square + from_left * (2.0 * left.moment + left_shift)) +
+                    (right.square + from_right * (2.0 * right.moment + right_shift));
     }
     clusters[c] = both;
   }
@@ -174,11 +179,9 @@ void quantize_group(const float* weights, const float* sensitivities, std::int64
   cluster(options, scratch);
   write_codes(scratch, codes);
   make_leaves(scratch);
-  scratch.merged = scratch.leaves;
   for (int b = options.parent_precision; b >= options.lowest_precision; --b) {
-    if (b < options.parent_precision) merge_pairs(scratch.merged);
-    errors[b - options.lowest_precision] +=
-        write_table(scratch.merged, scratch.leaves, table_of(b));
+    if (b < options.parent_precision) merge_pairs(scratch.clusters);
+    errors[b - options.lowest_precision] += write_table(scratch.clusters, table_of(b));
   }
 }
 

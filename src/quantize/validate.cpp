@@ -106,14 +106,14 @@ void validate_options(const std::string& name, std::int64_t out_features, std::i
 void validate_values(const std::string& name, const float* weights, const float* sensitivities,
                      std::int64_t out_features, std::int64_t in_features,
                      const Executor& executor) {
-  const std::int64_t weight =
-      first_bad(weights, out_features, in_features, executor, is_bad_weight);
+  const std::int64_t weight = first_bad(weights, out_features, in_features, executor,
+                                        [](float value) { return is_bad_weight(value); });
   if (weight >= 0) {
     throw_bad(name, "weight", weights, weight, in_features, "every weight must be finite");
   }
   if (sensitivities == nullptr) return;
-  const std::int64_t sensitivity =
-      first_bad(sensitivities, out_features, in_features, executor, is_bad_sensitivity);
+  const std::int64_t sensitivity = first_bad(sensitivities, out_features, in_features, executor,
+                                             [](float value) { return is_bad_sensitivity(value); });
   if (sensitivity >= 0) {
     throw_bad(name, "sensitivity", sensitivities, sensitivity, in_features,
               "every sensitivity must be finite and not negative");
