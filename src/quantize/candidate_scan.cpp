@@ -1,5 +1,6 @@
 #include "src/quantize/candidate_scan.h"
 
+#include <bit>
 #include <limits>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -56,29 +57,29 @@ __attribute__((target("avx2"))) Candidate scan_avx2(const double* base, const Pr
 
   // Lane l holds the best of the candidates l, l + 4, ... The last block overlaps the one before
   // it rather than leaving a tail: a candidate seen twice never beats itself.
-  const __m256i lanes = _mm256_set_epi64x(3, 2, 1, 0);
+  const __m256d lanes = _mm256_set_pd(3.0, 2.0, 1.0, 0.0);
   __m256d best_cost = cost_of(0);
-  __m256i best_index = lanes;
+  __m256d best_index = lanes;
   for (std::int64_t next = 4; next < count; next += 4) {
     const std::int64_t i = std::min(next, count - 4);
     const __m256d cost = cost_of(i);
     const __m256d less = _mm256_cmp_pd(cost, best_cost, _CMP_LT_OQ);
-    const __m256i index = _mm256_add_epi64(_mm256_set1_epi64x(i), lanes);
+    const __m256d index = _mm256_add_pd(_mm256_set1_pd(static_cast<double>(i)), lanes);
     best_cost = _mm256_blendv_pd(best_cost, cost, less);
-    best_index = _mm256_blendv_epi8(best_index, index, _mm256_castpd_si256(less));
+    best_index = _mm256_blendv_pd(best_index, index, less);
   }
-
-  alignas(32) double costs[4];
-  alignas(32) std::int64_t indices[4];
-  _mm256_store_pd(costs, best_cost);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(indices), best_index);
-  Candidate best{std::numeric_limits<double>::infinity(), 0};
-  for (int lane = 0; lane < 4; ++lane) {
-    if (costs[lane] < best.cost || (costs[lane] == best.cost && indices[lane] < best.index)) {
-      best = {costs[lane], indices[lane]};
-    }
+  const __m128d half =
+      _mm_min_pd(_mm256_castpd256_pd128(best_cost), _mm256_extractf128_pd(best_cost, 1));
+  const double least = _mm_cvtsd_f64(_mm_min_sd(half, _mm_unpackhi_pd(half, half)));
+  alignas(32) double indices[4];
+  _mm256_store_pd(indices, best_index);
+  auto winners = static_cast<unsigned>(
+      _mm256_movemask_pd(_mm256_cmp_pd(best_cost, _mm256_set1_pd(least), _CMP_EQ_OQ)));
+  double index = indices[std::countr_zero(winners | 8u)];
+  while ((winners &= winners - 1) != 0) {
+    index = std::min(index, indices[std::countr_zero(winners)]);
   }
-  return best;
+  return {least, static_cast<std::int64_t>(index)};
 }
 
 // One target in each lane.

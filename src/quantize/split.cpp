@@ -70,10 +70,22 @@ std::int64_t best_split(std::span<const double> values, std::span<const double> 
   constexpr std::int64_t kBlock = 16;
   constexpr std::int64_t kMaxBlocks = 64;
   if (n < kDirect) {
-    const Sums total = sum_points(value, mass, begin, end, origin);
-    Cut best{-1.0, begin + 1};
-    scan(value, mass, begin, end - 1, origin, total.moment / total.mass, total.mass, {}, best);
-    return best.position;
+    std::array<double, kDirect> left_mass;
+    std::array<double, kDirect> score;  // first the left moments about the origin
+    Sums sums;
+    for (std::int64_t i = 0; i < n; ++i) {
+      sums.mass += mass[begin + i];
+      sums.moment += mass[begin + i] * (value[begin + i] - origin);
+      left_mass[i] = sums.mass;
+      score[i] = sums.moment;
+    }
+    const double centroid = sums.moment / sums.mass;
+    for (std::int64_t i = 0; i < n - 1; ++i) {
+      score[i] = score_of(score[i] - centroid * left_mass[i], left_mass[i], sums.mass);
+    }
+    std::int64_t best = 0;
+    for (std::int64_t i = 1; i < n - 1; ++i) best = score[i] > score[best] ? i : best;
+    return begin + best + 1;
   }
 
   // Sums at the borders of blocks bound what a cut inside can score, and few blocks need a look:
