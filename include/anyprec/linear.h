@@ -25,8 +25,9 @@ std::string to_string(Isa isa);
 bool isa_supported(Isa isa);
 
 /// Repacks canonical planes (anyprec/planes.h) into the CPU backend's layout: within each unit of
-/// 256 columns, bit j of byte i belongs to column 32 * j + i of the unit; rows are padded with zero
-/// bits to a whole unit. canonical: [P, N, ceil(K/8)], packed: [P, N, packed_row_bytes(K)].
+/// 256 columns, bit j ^ (p % 4) of byte i of plane p belongs to column 32 * j + i of the unit; rows
+/// are padded with zero bits to a whole unit. canonical: [P, N, ceil(K/8)], packed: [P, N,
+/// packed_row_bytes(K)].
 void pack_planes(const std::uint8_t* canonical, std::int64_t planes, std::int64_t out_features,
                  std::int64_t in_features, std::uint8_t* packed);
 /// The inverse of pack_planes.
@@ -49,14 +50,15 @@ struct Weights {
 ///   bias: [N] or null; all of `type`. W_b is never held in floating point.
 ///
 /// Accuracy, before rounding to `type`. M > 4: products of fp32 values, summed in fp32 in 8 or 16
-/// interleaved parts. M <= 4: activations become 15-bit fixed point in each block of 32 columns, and
-/// table values 16-bit in each table, so that beside the fp32 summation of the blocks
+/// interleaved parts. M <= 4: activations become 15-bit fixed point in each block of 32 columns,
+/// and table values 16-bit in each table, so that beside the fp32 summation of the blocks
 ///   |error| <= sum over blocks (max|x| sum|w| / 32766 + max|table| sum|x| / 65534);
 /// blocks whose max|x| is below 2^-90 count as zero, and sum|x| must be in the range of fp32.
 ///
 /// A NaN or an infinity in a row of x makes all of that row of y NaN or infinite (for M <= 4: NaN),
 /// and no other row. A table with a NaN or an infinity gives what fp32 arithmetic gives.
-/// Deterministic: for one M and `isa`, the same input gives the same bytes on any number of threads.
+/// Deterministic: for one M and `isa`, the same input gives the same bytes on any number of
+/// threads.
 ///
 /// Throws InvalidArgument where a size, stride, precision or pointer is outside the above, or the
 /// machine lacks `isa`.

@@ -19,6 +19,22 @@ ANYPREC_INLINE void swap_bits(__m512i& a, __m512i& b, int mask) {
   a = _mm512_xor_si512(a, _mm512_slli_epi16(t, kShift));
 }
 
+/// Bits of a byte of plane p back from block_bit(j, p) to j.
+template <int kPlane>
+ANYPREC_INLINE __m512i turn_bits(__m512i v) {
+  if constexpr (kPlane & 1) {
+    const __m512i even = _mm512_set1_epi8(0x55);
+    v = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(v, 1), even),
+                        _mm512_slli_epi16(_mm512_and_si512(v, even), 1));
+  }
+  if constexpr (kPlane & 2) {
+    const __m512i even = _mm512_set1_epi8(0x33);
+    v = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(v, 2), even),
+                        _mm512_slli_epi16(_mm512_and_si512(v, even), 2));
+  }
+  return v;
+}
+
 struct Avx512 {
   static constexpr int kUnits = 2;
   static constexpr int kLanes = 16;
@@ -45,7 +61,11 @@ struct Avx512 {
     for (int i = 0; i < 8; ++i) bit[i] = _mm512_setzero_si512();
     for (int p = 0; p < B; ++p) {
       const std::uint8_t* plane = data + p * planes.plane_stride;
-      bit[B - 1 - p] = _mm512_maskz_loadu_epi64(present, plane);
+      const Vec v = _mm512_maskz_loadu_epi64(present, plane);
+      bit[B - 1 - p] = p % 4 == 0   ? v
+                       : p % 4 == 1 ? turn_bits<1>(v)
+                       : p % 4 == 2 ? turn_bits<2>(v)
+                                    : turn_bits<3>(v);
       _mm_prefetch(reinterpret_cast<const char*>(plane) + kPrefetchBytes, _MM_HINT_T0);
     }
     // A transposition of bits, 8 x 8 in every byte position, or 4 x 4 in every nibble position.

@@ -10,15 +10,18 @@
 ///
 /// Words used here: a *unit* is 256 columns of one plane (32 bytes, pack_planes); a *step* is the
 /// number of units that a kernel decodes at once (1, or 2 with AVX-512); a *block* is 32 columns:
-/// bit j of a unit's bytes is its block j.
+/// bit block_bit(j, p) of a byte of plane p belongs to block j.
 namespace anyprec::cpu {
 
 inline constexpr int kUnitBytes = 32;
 inline constexpr int kUnitColumns = 256;
 inline constexpr int kBlockColumns = 32;
 inline constexpr int kUnitBlocks = 8;
-/// Bytes of the look-up table of one codebook: 2^b 16-bit entries, but at least 32.
-constexpr int table_bytes(int precision) { return precision < 5 ? 64 : 2 << precision; }
+/// Where a byte of plane p has the bit of block j. The planes' lowest two bits turn the positions,
+/// so that codes come together by choosing bits among planes, without shifts (kernels_avx2.cpp).
+constexpr int block_bit(int block, int plane) { return block ^ (plane & 3); }
+/// Bytes of the look-up table of one codebook: 2^b 16-bit entries, but at least 64.
+constexpr int table_bytes(int precision) { return precision < 5 ? 128 : 2 << precision; }
 inline constexpr int kMaxTableBytes = 512;
 /// Activations are multiples of (largest magnitude in the block) / kActivationSteps, weights of
 /// (largest magnitude in the table) / kTableSteps: four products still fit in 32 bits.

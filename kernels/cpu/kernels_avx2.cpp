@@ -3,8 +3,8 @@
 #include "kernels/cpu/simd_kernels.h"
 
 /// AVX2 with FMA and F16C. Tables of 16-bit entries are split into their low and high bytes,
-/// because `pshufb` looks up bytes: bytes [0, 2^b) of a table are the low ones, [2^b, 2^(b+1)) the
-/// high ones (below 4 bits, rows of 16 bytes each).
+/// because `pshufb` looks up bytes: from 5 bits up, bytes [0, 2^b) of a table are the low ones and
+/// [2^b, 2^(b+1)) the high ones.
 namespace anyprec::cpu {
 namespace {
 
@@ -12,13 +12,35 @@ ANYPREC_INLINE __m256i both_lanes(const std::uint8_t* bytes) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
 }
 
-/// Swaps the bits of a under (mask << kShift) with those of b under mask.
-template <int kShift>
-ANYPREC_INLINE void swap_bits(__m256i& a, __m256i& b, __m256i mask) {
-  const __m256i t = _mm256_and_si256(_mm256_xor_si256(_mm256_srli_epi16(a, kShift), b), mask);
-  b = _mm256_xor_si256(b, t);
-  a = _mm256_xor_si256(a, _mm256_slli_epi16(t, kShift));
+/// a where mask is clear, b where it is set; then the other way round.
+ANYPREC_INLINE void choose(__m256i a, __m256i b, __m256i mask, __m256i& first, __m256i& second) {
+  const __m256i t = _mm256_and_si256(_mm256_xor_si256(a, b), mask);
+  first = _mm256_xor_si256(a, t);
+  second = _mm256_xor_si256(b, t);
 }
+
+/// What the nibbles of Avx2::Codes stand for. Bit i of such a nibble of block j comes from the
+/// plane p with p % 4 = i ^ (j % 4), among the (at most four) planes of the codes' lowest bits;
+/// where there is no such plane the bit is another block's. bytes[m][n]: the lowest bits of a b-bit
+/// code whose nibble is n, for j % 4 = m.
+template <int B>
+struct NibbleCodes {
+  alignas(16) std::uint8_t bytes[4][16];
+  constexpr NibbleCodes() : bytes{} {
+    for (int m = 0; m < 4; ++m) {
+      for (int nibble = 0; nibble < 16; ++nibble) {
+        int code = 0;
+        for (int bit = 0; bit < 4 && bit < B; ++bit) {
+          const int plane = B - 1 - bit;
+          code |= (nibble >> ((plane & 3) ^ m) & 1) << bit;
+        }
+        bytes[m][nibble] = static_cast<std::uint8_t>(code);
+      }
+    }
+  }
+};
+template <int B>
+constexpr NibbleCodes<B> kNibbleCodes;
 
 struct Avx2 {
   static constexpr int kUnits = 1;
@@ -29,9 +51,8 @@ struct Avx2 {
   using Vec = __m256i;
   using Float = __m256;
 
-  /// Low nibbles of the codes: low[j] has block j's in its lower four bits and block (j + 4)'s in
-  /// its upper ones (at 2 bits, low[j] has blocks j, j + 2, .. in pairs of bits). high[i] is the
-  /// plane of bit 4 + i of the codes as it is.
+  /// low[m] has a nibble of block m's codes in the lower half of every byte and of block (m + 4)'s
+  /// in the upper: see NibbleCodes. high[i] is the plane of bit 4 + i of the codes as it is.
   template <int B>
   struct Codes {
     Vec low[4];
@@ -42,44 +63,64 @@ struct Avx2 {
   static ANYPREC_INLINE Codes<B> load_codes(const PlaneRow& planes, std::int64_t unit) {
     constexpr int kPrefetchBytes = 1024;
     const std::uint8_t* data = planes.data + unit * kUnitBytes;
-    Vec bit[8];  // the plane of bit i of the codes, bit 0 the least significant
-    for (int i = 0; i < 8; ++i) bit[i] = _mm256_setzero_si256();
-    for (int p = 0; p < B; ++p) {
-      const std::uint8_t* plane = data + p * planes.plane_stride;
-      bit[B - 1 - p] = _mm256_loadu_si256(reinterpret_cast<const Vec*>(plane));
-      _mm_prefetch(reinterpret_cast<const char*>(plane) + kPrefetchBytes, _MM_HINT_T0);
-    }
     Codes<B> codes;
-    for (int i = 0; i < 4; ++i) {
-      codes.low[i] = bit[i];
-      codes.high[i] = bit[4 + i];
+    Vec plane_of[4];  // by p % 4
+    for (int p = 0; p < B; ++p) {
+      const std::uint8_t* bytes = data + p * planes.plane_stride;
+      const Vec plane = _mm256_loadu_si256(reinterpret_cast<const Vec*>(bytes));
+      _mm_prefetch(reinterpret_cast<const char*>(bytes) + kPrefetchBytes, _MM_HINT_T0);
+      const int bit = B - 1 - p;
+      if (bit < 4) {
+        plane_of[p & 3] = plane;
+      } else {
+        codes.high[bit - 4] = plane;
+      }
     }
-    // A 4 x 4 transposition of bits within each nibble position.
-    if constexpr (B > 2) {
-      const Vec pairs = _mm256_set1_epi8(0x33);
-      swap_bits<2>(codes.low[0], codes.low[2], pairs);
-      swap_bits<2>(codes.low[1], codes.low[3], pairs);
+    const Vec odd = _mm256_set1_epi8(static_cast<char>(0xaa));
+    const Vec upper = _mm256_set1_epi8(static_cast<char>(0xcc));
+    Vec even_first, odd_first;
+    choose(plane_of[0], plane_of[1], odd, even_first, odd_first);
+    if constexpr (B == 2) {
+      codes.low[0] = codes.low[2] = even_first;
+      codes.low[1] = codes.low[3] = odd_first;
+    } else {
+      Vec even_second = plane_of[2], odd_second = plane_of[2];
+      if constexpr (B > 3) choose(plane_of[2], plane_of[3], odd, even_second, odd_second);
+      choose(even_first, even_second, upper, codes.low[0], codes.low[2]);
+      choose(odd_first, odd_second, upper, codes.low[1], codes.low[3]);
     }
-    const Vec singles = _mm256_set1_epi8(0x55);
-    swap_bits<1>(codes.low[0], codes.low[1], singles);
-    if constexpr (B > 2) swap_bits<1>(codes.low[2], codes.low[3], singles);
     return codes;
   }
 
-  /// The low four bits of block J's codes, as bytes.
+  /// Block J's nibbles, as bytes.
   template <int B, int J>
   static ANYPREC_INLINE Vec nibbles(const Codes<B>& codes) {
-    if constexpr (B == 2) {
-      const Vec pairs = codes.low[J & 1];
-      const Vec mask = _mm256_set1_epi8(0x03);
-      if constexpr (J < 2) return _mm256_and_si256(pairs, mask);
-      return _mm256_and_si256(_mm256_srli_epi16(pairs, J & 6), mask);
-    } else {
-      const Vec nibbles = codes.low[J & 3];
-      const Vec mask = _mm256_set1_epi8(0x0f);
-      if constexpr (J < 4) return _mm256_and_si256(nibbles, mask);
-      return _mm256_and_si256(_mm256_srli_epi16(nibbles, 4), mask);
-    }
+    const Vec mask = _mm256_set1_epi8(0x0f);
+    if constexpr (J < 4) return _mm256_and_si256(codes.low[J], mask);
+    return _mm256_and_si256(_mm256_srli_epi16(codes.low[J & 3], 4), mask);
+  }
+
+  /// Up to 4 bits there is a table for each j % 4, indexed by nibbles; from 5 bits up, nibbles
+  /// become the low bits of codes.
+  template <int B, int J>
+  static ANYPREC_INLINE Vec low_bits(const Codes<B>& codes) {
+    const Vec codes_of = both_lanes(kNibbleCodes<B>.bytes[J & 3]);
+    return _mm256_shuffle_epi8(codes_of, nibbles<B, J>(codes));
+  }
+
+  /// The masks that choose rows of 16 entries for block J: bit i of the row in every byte's top
+  /// bit.
+  template <int B, int J>
+  static ANYPREC_INLINE void row_masks(const Codes<B>& codes, Vec (&masks)[4]) {
+    row_mask<B, J, 0>(codes, masks);
+    row_mask<B, J, 1>(codes, masks);
+    row_mask<B, J, 2>(codes, masks);
+    row_mask<B, J, 3>(codes, masks);
+  }
+  template <int B, int J, int kBit>
+  static ANYPREC_INLINE void row_mask(const Codes<B>& codes, Vec (&masks)[4]) {
+    if constexpr (kBit < B - 4)
+      masks[kBit] = _mm256_slli_epi16(codes.high[kBit], 7 - block_bit(J, B - 5 - kBit));
   }
 
   /// Looks up bytes in 2^kBits rows of 16: `masks[i]` has bit i of the row in the top bit of a
@@ -98,12 +139,18 @@ struct Avx2 {
   template <int B, int J, bool kGrouped>
   static ANYPREC_INLINE void look_up(const Codes<B>& codes, const std::uint8_t* table,
                                      const std::uint8_t*, Vec& w0, Vec& w1) {
-    constexpr int kRowBits = B > 4 ? B - 4 : 0;
-    const Vec index = nibbles<B, J>(codes);
-    Vec masks[4];
-    for (int i = 0; i < kRowBits; ++i) masks[i] = _mm256_slli_epi16(codes.high[i], 7 - J);
-    const Vec low = look_up_bytes<kRowBits>(table, index, masks);
-    const Vec high = look_up_bytes<kRowBits>(table + (16 << kRowBits), index, masks);
+    Vec low, high;
+    if constexpr (B > 4) {
+      const Vec index = low_bits<B, J>(codes);
+      Vec masks[4];
+      row_masks<B, J>(codes, masks);
+      low = look_up_bytes<B - 4>(table, index, masks);
+      high = look_up_bytes<B - 4>(table + (1 << B), index, masks);
+    } else {
+      const Vec index = nibbles<B, J>(codes);
+      low = _mm256_shuffle_epi8(both_lanes(table + (J & 3) * 32), index);
+      high = _mm256_shuffle_epi8(both_lanes(table + (J & 3) * 32 + 16), index);
+    }
     w0 = _mm256_unpacklo_epi8(low, high);
     w1 = _mm256_unpackhi_epi8(low, high);
   }
@@ -116,7 +163,7 @@ struct Avx2 {
   template <int kBits>
   static ANYPREC_INLINE void look_up_bytes_of_both(const std::uint8_t* rows,
                                                    const Vec (&nibbles)[2],
-                                                   const Vec (&masks)[4][2], Vec (&bytes)[2]) {
+                                                   const Vec (&masks)[2][4], Vec (&bytes)[2]) {
     if constexpr (kBits == 0) {
       const Vec row = both_lanes(rows);
       bytes[0] = _mm256_shuffle_epi8(row, nibbles[0]);
@@ -125,8 +172,8 @@ struct Avx2 {
       Vec clear[2], set[2];
       look_up_bytes_of_both<kBits - 1>(rows, nibbles, masks, clear);
       look_up_bytes_of_both<kBits - 1>(rows + (8 << kBits), nibbles, masks, set);
-      bytes[0] = _mm256_blendv_epi8(clear[0], set[0], masks[kBits - 1][0]);
-      bytes[1] = _mm256_blendv_epi8(clear[1], set[1], masks[kBits - 1][1]);
+      bytes[0] = _mm256_blendv_epi8(clear[0], set[0], masks[0][kBits - 1]);
+      bytes[1] = _mm256_blendv_epi8(clear[1], set[1], masks[1][kBits - 1]);
     }
   }
 
@@ -134,12 +181,10 @@ struct Avx2 {
   static ANYPREC_INLINE void look_up_both(const Codes<B>& codes, const std::uint8_t* table,
                                           Vec (&w)[2][2]) {
     constexpr int kRowBits = B - 4;
-    const Vec index[2] = {nibbles<B, J>(codes), nibbles<B, J + 4>(codes)};
-    Vec masks[4][2];
-    for (int i = 0; i < kRowBits; ++i) {
-      masks[i][0] = _mm256_slli_epi16(codes.high[i], 7 - J);
-      masks[i][1] = _mm256_slli_epi16(codes.high[i], 3 - J);
-    }
+    const Vec index[2] = {low_bits<B, J>(codes), low_bits<B, J + 4>(codes)};
+    Vec masks[2][4];
+    row_masks<B, J>(codes, masks[0]);
+    row_masks<B, J + 4>(codes, masks[1]);
     Vec low[2], high[2];
     look_up_bytes_of_both<kRowBits>(table, index, masks, low);
     look_up_bytes_of_both<kRowBits>(table + (16 << kRowBits), index, masks, high);
@@ -150,15 +195,8 @@ struct Avx2 {
   }
 
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
+    if (precision <= 4) return arrange_small_table(values, precision, table);
     const int entries = 1 << precision;
-    if (entries < 16) {
-      for (int i = 0; i < 16; ++i) {
-        const std::uint16_t value = i < entries ? values[i] : std::uint16_t{0};
-        table[i] = static_cast<std::uint8_t>(value);
-        table[16 + i] = static_cast<std::uint8_t>(value >> 8);
-      }
-      return;
-    }
     const __m128i low_bytes = _mm_set1_epi16(0x00ff);
     for (int i = 0; i < entries; i += 16) {
       const __m128i* from = reinterpret_cast<const __m128i*>(values + i);
@@ -168,6 +206,25 @@ struct Avx2 {
                        _mm_packus_epi16(_mm_and_si128(a, low_bytes), _mm_and_si128(b, low_bytes)));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(table + entries + i),
                        _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8)));
+    }
+  }
+
+  /// Four tables of 16 low and 16 high bytes, indexed by the nibbles of blocks j % 4 = 0 .. 3.
+  static void arrange_small_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
+    const __m128i* from = reinterpret_cast<const __m128i*>(values);
+    const __m128i a = precision == 2 ? _mm_loadl_epi64(from) : _mm_loadu_si128(from);
+    const __m128i b = precision == 4 ? _mm_loadu_si128(from + 1) : _mm_setzero_si128();
+    const __m128i low_bytes = _mm_set1_epi16(0x00ff);
+    const __m128i low = _mm_packus_epi16(_mm_and_si128(a, low_bytes), _mm_and_si128(b, low_bytes));
+    const __m128i high = _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8));
+    const std::uint8_t(*codes)[16] = precision == 2   ? kNibbleCodes<2>.bytes
+                                     : precision == 3 ? kNibbleCodes<3>.bytes
+                                                      : kNibbleCodes<4>.bytes;
+    for (int m = 0; m < 4; ++m) {
+      const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i*>(codes[m]));
+      __m128i* out = reinterpret_cast<__m128i*>(table + m * 32);
+      _mm_storeu_si128(out, _mm_shuffle_epi8(low, order));
+      _mm_storeu_si128(out + 1, _mm_shuffle_epi8(high, order));
     }
   }
 

@@ -56,7 +56,7 @@ void unit_codes(const PlaneRow& planes, std::int64_t unit, int precision, std::u
     for (int j = 0; j < kUnitBlocks; ++j) {
       for (int i = 0; i < kBlockColumns; ++i) {
         std::uint8_t& code = codes[j * kBlockColumns + i];
-        code = static_cast<std::uint8_t>(code << 1 | ((bytes[i] >> j) & 1));
+        code = static_cast<std::uint8_t>(code << 1 | ((bytes[i] >> block_bit(j, p)) & 1));
       }
     }
   }

@@ -7,6 +7,7 @@ namespace anyprec::cpu {
 namespace {
 
 constexpr std::int64_t kGrainWeights = 65536;  // fewer are not worth another thread
+constexpr int kRowBatch = 8;  // rows whose tables are made together, since each waits for itself
 
 /// One row of W whose tables fixed point cannot hold, in fp32 tables and double sums.
 void multiply_unbounded_row(const Weights& w, const KernelSet& kernels, std::int64_t row,
@@ -48,17 +49,29 @@ void multiply_few(const Weights& weights, const KernelSet& kernels, const Activa
   const std::int64_t grain =
       std::max<std::int64_t>(1, kGrainWeights / std::max<std::int64_t>(1, x.columns));
   executor.parallel_for(weights.out_features, grain, [&](std::int64_t begin, std::int64_t end) {
-    const Scratch<std::uint8_t> tables(groups * table_bytes(weights.precision));
-    const Scratch<float> scales(groups);
-    for (std::int64_t row = begin; row < end; ++row) {
-      if (!make_fixed_tables(kernels, weights, row, tables.data(), scales.data())) {
-        multiply_unbounded_row(weights, kernels, row, x, y);
-        continue;
+    const std::int64_t table_size = groups * table_bytes(weights.precision);
+    const Scratch<std::uint8_t> tables(kRowBatch * table_size);
+    const Scratch<float> scales(kRowBatch * groups);
+    for (std::int64_t first = begin; first < end; first += kRowBatch) {
+      const int count = static_cast<int>(std::min<std::int64_t>(kRowBatch, end - first));
+      bool bounded[kRowBatch];
+      for (int r = 0; r < count; ++r) {
+        bounded[r] = make_fixed_tables(kernels, weights, first + r, tables.data() + r * table_size,
+                                       scales.data() + r * groups);
       }
-      float out[kMatvecRows];
-      matvec(plane_row(weights, row), {tables.data(), scales.data(), groups, group_blocks},
-             fixed.rows(), out);
-      for (int i = 0; i < rows; ++i) y.store(i, row, out[i]);
+      float results[kMatvecRows][kRowBatch] = {};
+      for (int r = 0; r < count; ++r) {
+        if (!bounded[r]) continue;
+        float out[kMatvecRows];
+        matvec(plane_row(weights, first + r),
+               {tables.data() + r * table_size, scales.data() + r * groups, groups, group_blocks},
+               fixed.rows(), out);
+        for (int i = 0; i < rows; ++i) results[i][r] = out[i];
+      }
+      for (int i = 0; i < rows; ++i) y.store(i, first, results[i], count);
+      for (int r = 0; r < count; ++r) {
+        if (!bounded[r]) multiply_unbounded_row(weights, kernels, first + r, x, y);
+      }
     }
   });
 }

@@ -17,23 +17,30 @@ std::uint64_t transpose8x8(std::uint64_t v) {
   return v ^ t ^ (t << 28);
 }
 
+/// Moves bit j of every byte to block_bit(j, plane), or back: the move is its own inverse.
+std::uint64_t turn_bits(std::uint64_t v, std::int64_t plane) {
+  if (plane & 1) v = (v >> 1 & 0x5555555555555555ull) | (v & 0x5555555555555555ull) << 1;
+  if (plane & 2) v = (v >> 2 & 0x3333333333333333ull) | (v & 0x3333333333333333ull) << 2;
+  return v;
+}
+
 /// Between the 32 bytes of 256 canonical columns and one packed unit. Canonical byte 4 j + q holds
 /// columns 32 j + 8 q .. + 7, so the eight bytes q, q + 4, .. become packed bytes 8 q .. 8 q + 7 by
 /// a transposition; the inverse is the same with the roles of the addresses swapped.
-void pack_unit(const std::uint8_t* canonical, std::uint8_t* packed) {
+void pack_unit(const std::uint8_t* canonical, std::int64_t plane, std::uint8_t* packed) {
   for (int q = 0; q < 4; ++q) {
     std::uint64_t rows = 0;
     for (int j = 0; j < 8; ++j) rows |= std::uint64_t{canonical[4 * j + q]} << (8 * j);
-    rows = transpose8x8(rows);
+    rows = turn_bits(transpose8x8(rows), plane);
     for (int i = 0; i < 8; ++i) packed[8 * q + i] = static_cast<std::uint8_t>(rows >> (8 * i));
   }
 }
 
-void unpack_unit(const std::uint8_t* packed, std::uint8_t* canonical) {
+void unpack_unit(const std::uint8_t* packed, std::int64_t plane, std::uint8_t* canonical) {
   for (int q = 0; q < 4; ++q) {
     std::uint64_t rows = 0;
     for (int i = 0; i < 8; ++i) rows |= std::uint64_t{packed[8 * q + i]} << (8 * i);
-    rows = transpose8x8(rows);
+    rows = transpose8x8(turn_bits(rows, plane));
     for (int j = 0; j < 8; ++j) canonical[4 * j + q] = static_cast<std::uint8_t>(rows >> (8 * j));
   }
 }
@@ -54,7 +61,7 @@ void pack_planes(const std::uint8_t* canonical, std::int64_t planes, std::int64_
     for (std::int64_t u = 0; u < to / kUnitBytes; ++u) {
       std::uint8_t unit[kUnitBytes] = {};
       std::memcpy(unit, canonical + row * from + u * kUnitBytes, unit_bytes(from, u));
-      pack_unit(unit, packed + row * to + u * kUnitBytes);
+      pack_unit(unit, row / out_features, packed + row * to + u * kUnitBytes);
     }
   }
 }
@@ -66,7 +73,7 @@ void unpack_planes(const std::uint8_t* packed, std::int64_t planes, std::int64_t
   for (std::int64_t row = 0; row < planes * out_features; ++row) {
     for (std::int64_t u = 0; u < from / kUnitBytes; ++u) {
       std::uint8_t unit[kUnitBytes];
-      unpack_unit(packed + row * from + u * kUnitBytes, unit);
+      unpack_unit(packed + row * from + u * kUnitBytes, row / out_features, unit);
       std::memcpy(canonical + row * to + u * kUnitBytes, unit, unit_bytes(to, u));
     }
   }

@@ -19,14 +19,18 @@ struct Output {
   Output from(std::int64_t first) const {
     return {static_cast<char*>(data) + first * stride * scalar_bytes(type), stride, bias, type};
   }
-  void store(std::int64_t i, std::int64_t n, float value) const {
+  /// Columns n .. n + count - 1 of row i; `values` is used up.
+  void store(std::int64_t i, std::int64_t n, float* values, int count) const {
     if (bias != nullptr) {
-      float b;
-      load_floats(bias, n, 1, type, &b);
-      value += b;
+      for (int k = 0; k < count; ++k) {
+        float b;
+        load_floats(bias, n + k, 1, type, &b);
+        values[k] += b;
+      }
     }
-    store_floats(&value, 1, type, data, i * stride + n);
+    store_floats(values, count, type, data, i * stride + n);
   }
+  void store(std::int64_t i, std::int64_t n, float value) const { store(i, n, &value, 1); }
 };
 
 /// Up to kMatvecRows rows: fixed-point activations against the codes as they stream by.

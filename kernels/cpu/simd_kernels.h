@@ -251,25 +251,32 @@ void half_to_float(const std::uint16_t* in, int count, float* out) {
   for (int k = 0; k < count - i; ++k) out[i + k] = converted[k];
 }
 
+/// values: [max(2^precision, 8)], those past the table zero.
 template <class S>
-float fixed_table(const float* values, int precision, std::uint8_t* table) {
-  const int entries = 1 << precision;
-  float padded[8] = {};
+ANYPREC_INLINE float fixed_padded_table(const float* values, int precision, std::uint8_t* table) {
   std::uint16_t fixed[1 << kMaxPrecision];
-  if (entries < 8) {
-    for (int i = 0; i < entries; ++i) padded[i] = values[i];
-    values = padded;
-  }
-  const float largest = fix_values(values, entries < 8 ? 8 : entries, fixed);
+  const float largest = fix_values(values, precision < 3 ? 8 : 1 << precision, fixed);
   S::arrange_table(fixed, precision, table);
   return largest;
 }
 
 template <class S>
+float fixed_table(const float* values, int precision, std::uint8_t* table) {
+  if (precision > 2) return fixed_padded_table<S>(values, precision, table);
+  const float padded[8] = {values[0], values[1], values[2], values[3]};
+  return fixed_padded_table<S>(padded, precision, table);
+}
+
+template <class S>
 float fixed_half_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
   float values[1 << kMaxPrecision];
-  half_to_float(halves, 1 << precision, values);
-  return fixed_table<S>(values, precision, table);
+  if (precision == 2) {
+    const __m128i four = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(halves));
+    _mm256_storeu_ps(values, _mm256_cvtph_ps(four));
+  } else {
+    half_to_float(halves, 1 << precision, values);
+  }
+  return fixed_padded_table<S>(values, precision, table);
 }
 
 template <class S, int kPrecision>

@@ -10,15 +10,15 @@ namespace {
 
 bool canonical_bit(const std::uint8_t* row, std::int64_t k) { return (row[k / 8] >> (k % 8)) & 1; }
 
-/// linear.h: bit j of byte i of a unit of 32 bytes belongs to column 32 j + i of its 256.
-bool packed_bit(const std::uint8_t* row, std::int64_t k) {
-  return (row[k / 256 * 32 + k % 32] >> (k % 256 / 32)) & 1;
+/// linear.h: bit j ^ (p % 4) of byte i of a unit of plane p belongs to column 32 j + i of its 256.
+bool packed_bit(const std::uint8_t* row, std::int64_t plane, std::int64_t k) {
+  return (row[k / 256 * 32 + k % 32] >> (k % 256 / 32 ^ plane % 4)) & 1;
 }
 
 class PackPlanes : public ::testing::TestWithParam<std::int64_t> {
  protected:
   const std::int64_t k = GetParam();
-  const std::int64_t rows = 3 * 5;  // 3 planes of 5 rows
+  const std::int64_t rows = 8 * 5;  // 8 planes of 5 rows
   std::vector<std::uint8_t> canonical = std::vector<std::uint8_t>(rows * plane_row_bytes(k));
   std::vector<std::uint8_t> packed = std::vector<std::uint8_t>(rows * packed_row_bytes(k), 255);
 
@@ -27,7 +27,7 @@ class PackPlanes : public ::testing::TestWithParam<std::int64_t> {
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t c = 0; c < k; ++c)
         if (random() & 1) canonical[r * plane_row_bytes(k) + c / 8] |= 1 << (c % 8);
-    cpu::pack_planes(canonical.data(), 3, 5, k, packed.data());
+    cpu::pack_planes(canonical.data(), 8, 5, k, packed.data());
   }
 };
 
@@ -36,15 +36,15 @@ TEST_P(PackPlanes, PutsEveryColumnWhereTheLayoutSays) {
     const std::uint8_t* from = canonical.data() + r * plane_row_bytes(k);
     const std::uint8_t* to = packed.data() + r * packed_row_bytes(k);
     for (std::int64_t c = 0; c < k; ++c)
-      ASSERT_EQ(canonical_bit(from, c), packed_bit(to, c)) << "row " << r << " column " << c;
+      ASSERT_EQ(canonical_bit(from, c), packed_bit(to, r / 5, c)) << "row " << r << " column " << c;
     for (std::int64_t c = k; c < packed_row_bytes(k) * 8; ++c)
-      ASSERT_FALSE(packed_bit(to, c)) << "row " << r << " padding " << c;
+      ASSERT_FALSE(packed_bit(to, r / 5, c)) << "row " << r << " padding " << c;
   }
 }
 
 TEST_P(PackPlanes, UnpacksToTheSameBytes) {
   std::vector<std::uint8_t> back(canonical.size(), 255);
-  cpu::unpack_planes(packed.data(), 3, 5, k, back.data());
+  cpu::unpack_planes(packed.data(), 8, 5, k, back.data());
   EXPECT_EQ(back, canonical);
 }
 
