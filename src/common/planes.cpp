@@ -1,6 +1,6 @@
 #include "anyprec/planes.h"
 
-#include <cstring>
+#include <algorithm>
 
 namespace anyprec {
 
@@ -8,7 +8,7 @@ void codes_to_planes(const std::uint8_t* codes, std::int64_t out_features, std::
                      int parent_precision, std::uint8_t* planes) {
   const std::int64_t row_bytes = plane_row_bytes(in_features);
   const std::int64_t plane_bytes = out_features * row_bytes;
-  std::memset(planes, 0, static_cast<std::size_t>(parent_precision * plane_bytes));
+  std::fill_n(planes, parent_precision * plane_bytes, std::uint8_t{0});
   for (std::int64_t n = 0; n < out_features; ++n) {
     const std::uint8_t* row = codes + n * in_features;
     for (int p = 0; p < parent_precision; ++p) {
@@ -27,7 +27,7 @@ void planes_to_codes(const std::uint8_t* planes, std::int64_t plane_stride,
   const std::int64_t row_bytes = plane_row_bytes(in_features);
   for (std::int64_t n = 0; n < out_features; ++n) {
     std::uint8_t* row = codes + n * in_features;
-    std::memset(row, 0, static_cast<std::size_t>(in_features));
+    std::fill_n(row, in_features, std::uint8_t{0});
     for (int p = 0; p < precision; ++p) {
       const std::uint8_t* in = planes + p * plane_stride + n * row_bytes;
       for (std::int64_t k = 0; k < in_features; ++k) {
