@@ -10,12 +10,14 @@
 
 namespace {
 
-// IEEE half precision, for values in its normal range.
+// IEEE half precision, for magnitudes below 65504.
 std::uint16_t to_half(float value) {
   const int sign = std::signbit(value) ? 0x8000 : 0;
   int exponent = 0;
   const float mantissa = std::frexp(std::fabs(value), &exponent);
-  if (mantissa == 0) return static_cast<std::uint16_t>(sign);
+  if (exponent < -13) {  // subnormal: a multiple of 2^-24
+    return static_cast<std::uint16_t>(sign + std::lround(std::ldexp(std::fabs(value), 24)));
+  }
   return static_cast<std::uint16_t>(sign + ((exponent + 14) << 10) +
                                     static_cast<int>(std::lround((mantissa * 2 - 1) * 1024)));
 }
