@@ -8,6 +8,8 @@ set(_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/anyprec)
 set(_targets anyprec_core)
 if(ANYPREC_TORCH)
   list(APPEND _targets anyprec_torch)
+  # Installed, the library still finds libtorch where it was linked.
+  set_target_properties(anyprec_torch PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
 endif()
 if(ANYPREC_HAVE_CUDA)
   list(APPEND _targets anyprec_cuda)

@@ -15,7 +15,7 @@ std::uint16_t to_half(float value) {
   const int sign = std::signbit(value) ? 0x8000 : 0;
   int exponent = 0;
   const float mantissa = std::frexp(std::fabs(value), &exponent);
-  if (exponent < -13) {  // subnormal: a multiple of 2^-24
+  if (mantissa == 0 || exponent < -13) {  // subnormal: a multiple of 2^-24
     return static_cast<std::uint16_t>(sign + std::lround(std::ldexp(std::fabs(value), 24)));
   }
   return static_cast<std::uint16_t>(sign + ((exponent + 14) << 10) +
