@@ -19,8 +19,8 @@ constexpr double kRoundingRoom = 1e-12;
 /// for each cluster and for each window; and the width of windows that the exact program takes as
 /// they are: the fastest by measurement.
 constexpr std::int64_t kBinsPerCluster = 8;
-constexpr std::int64_t kFewestBins = 64;
-constexpr std::int64_t kPointsPerExtraBin = 128;
+constexpr std::int64_t kFewestBins = 74;
+constexpr std::int64_t kPointsPerExtraBin = 160;
 constexpr std::int64_t kRefinedBins = 12;
 constexpr std::int64_t kBinsPerWindow = 24;
 constexpr std::int64_t kExactWidth = 64;
