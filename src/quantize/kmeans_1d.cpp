@@ -29,6 +29,11 @@ constexpr int kRefinements = 3;
 /// Up to this many clusters the first grid computes the costs of all pairs of its edges.
 constexpr std::int64_t kDenseClusters = 16;
 
+/// Points for each cluster from which grids save more than they take (measured), for up to
+/// kDenseClusters and for more: below, the exact program runs at once.
+constexpr std::int64_t kDenseGridPoints = 48;
+constexpr std::int64_t kGridPoints = 120;
+
 /// Blocks of targets with up to this many candidates are scanned whole.
 constexpr std::int64_t kBlockCandidates = 16;
 
@@ -504,9 +509,10 @@ void KMeans1D::fit(std::span<const double> value, std::span<const double> mass,
   windows_[clusters] = {m, m};
   const std::int64_t bins =
       std::max(kFewestBins, kBinsPerCluster * clusters) + m / kPointsPerExtraBin;
-  if (2 * bins <= m) {
+  const bool dense = clusters <= kDenseClusters;
+  if (2 * bins <= m && m >= clusters * (dense ? kDenseGridPoints : kGridPoints)) {
     choose_edges(value, bins);
-    narrow(value, clusters <= kDenseClusters);
+    narrow(value, dense);
     for (int level = 0; level < kRefinements; ++level) {
       std::int64_t widest = 0;
       for (std::int64_t j = 1; j < clusters; ++j)
