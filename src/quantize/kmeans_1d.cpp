@@ -28,6 +28,9 @@ constexpr int kRefinements = 3;
 
 /// Up to this many clusters the first grid computes the costs of all pairs of its edges.
 constexpr std::int64_t kDenseClusters = 16;
+/// ... and for rows shorter than this: its slack is looser, and far outliers in long rows need
+/// more.
+constexpr std::int64_t kDensePoints = 8192;
 
 /// Points for each cluster from which grids save more than they take (measured), for up to
 /// kDenseClusters and for more: below, the exact program runs at once.
@@ -509,7 +512,7 @@ void KMeans1D::fit(std::span<const double> value, std::span<const double> mass,
   windows_[clusters] = {m, m};
   const std::int64_t bins =
       std::max(kFewestBins, kBinsPerCluster * clusters) + m / kPointsPerExtraBin;
-  const bool dense = clusters <= kDenseClusters;
+  const bool dense = clusters <= kDenseClusters && m < kDensePoints;
   if (2 * bins <= m && m >= clusters * (dense ? kDenseGridPoints : kGridPoints)) {
     choose_edges(value, bins);
     narrow(value, dense);
