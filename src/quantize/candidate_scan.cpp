@@ -1,7 +1,6 @@
 #include "src/quantize/candidate_scan.h"
 
 #include <bit>
-#include <cmath>
 #include <limits>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -38,96 +37,7 @@ void block_scalar(const double* base, const PrefixView& begins, std::int64_t can
   }
 }
 
-void pairs_scalar(const PrefixView& sums, std::int64_t count, double* costs) {
-  for (std::int64_t a = 0; a < count; ++a) {
-    for (std::int64_t b = 0; b < count; ++b) {
-      const double mass = sums.mass[b] - sums.mass[a];
-      const double moment = sums.moment[b] - sums.moment[a];
-      const double square = sums.square[b] - sums.square[a];
-      costs[a * count + b] = mass == 0.0 ? 0.0 : std::abs(square - moment * moment / mass);
-    }
-  }
-}
-
-void relax_scalar(const double* base, const double* costs, std::int64_t count, bool rightwards,
-                  double* to) {
-  for (std::int64_t b = 0; b < count; ++b) {
-    const std::int64_t block = b / kPairBlock * kPairBlock;
-    const std::int64_t first = rightwards ? 0 : block;
-    const std::int64_t last = rightwards ? block + kPairBlock : count;
-    double best = std::numeric_limits<double>::infinity();
-    for (std::int64_t a = first; a < last; ++a) {
-      best = std::min(best, base[a] + costs[a * count + b]);
-    }
-    to[b] = best;
-  }
-}
-
 #ifdef ANYPREC_SCAN_AVX2
-// Costs are the same in both orders (to the bit), hence one of two blocks of 4 x 4 is a transpose.
-__attribute__((target("avx2"))) void pairs_avx2(const PrefixView& sums, std::int64_t count,
-                                                double* costs) {
-  const __m256d zero = _mm256_setzero_pd();
-  const __m256d sign = _mm256_set1_pd(-0.0);
-  for (std::int64_t b = 0; b < count; b += 4) {
-    const __m256d mass_end = _mm256_loadu_pd(sums.mass + b);
-    const __m256d moment_end = _mm256_loadu_pd(sums.moment + b);
-    const __m256d square_end = _mm256_loadu_pd(sums.square + b);
-    const auto cost_of = [&](std::int64_t a) __attribute__((target("avx2"), always_inline)) {
-      const __m256d mass = _mm256_sub_pd(mass_end, _mm256_broadcast_sd(sums.mass + a));
-      const __m256d moment = _mm256_sub_pd(moment_end, _mm256_broadcast_sd(sums.moment + a));
-      const __m256d square = _mm256_sub_pd(square_end, _mm256_broadcast_sd(sums.square + a));
-      const __m256d mean_part = _mm256_div_pd(_mm256_mul_pd(moment, moment), mass);
-      const __m256d cost = _mm256_andnot_pd(sign, _mm256_sub_pd(square, mean_part));
-      return _mm256_and_pd(cost, _mm256_cmp_pd(mass, zero, _CMP_NEQ_UQ));
-    };
-    for (std::int64_t a = 0; a <= b; a += 4) {
-      const __m256d row0 = cost_of(a);
-      const __m256d row1 = cost_of(a + 1);
-      const __m256d row2 = cost_of(a + 2);
-      const __m256d row3 = cost_of(a + 3);
-      double* upper = costs + a * count + b;
-      _mm256_storeu_pd(upper, row0);
-      _mm256_storeu_pd(upper + count, row1);
-      _mm256_storeu_pd(upper + 2 * count, row2);
-      _mm256_storeu_pd(upper + 3 * count, row3);
-      const __m256d low01 = _mm256_unpacklo_pd(row0, row1);
-      const __m256d high01 = _mm256_unpackhi_pd(row0, row1);
-      const __m256d low23 = _mm256_unpacklo_pd(row2, row3);
-      const __m256d high23 = _mm256_unpackhi_pd(row2, row3);
-      double* lower = costs + b * count + a;
-      _mm256_storeu_pd(lower, _mm256_permute2f128_pd(low01, low23, 0x20));
-      _mm256_storeu_pd(lower + count, _mm256_permute2f128_pd(high01, high23, 0x20));
-      _mm256_storeu_pd(lower + 2 * count, _mm256_permute2f128_pd(low01, low23, 0x31));
-      _mm256_storeu_pd(lower + 3 * count, _mm256_permute2f128_pd(high01, high23, 0x31));
-    }
-  }
-}
-
-__attribute__((target("avx2"))) void relax_avx2(const double* base, const double* costs,
-                                                std::int64_t count, bool rightwards, double* to) {
-  for (std::int64_t block = 0; block < count; block += kPairBlock) {
-    const std::int64_t first = rightwards ? 0 : block;
-    const std::int64_t last = rightwards ? block + kPairBlock : count;
-    __m256d best0 = _mm256_set1_pd(std::numeric_limits<double>::infinity());
-    __m256d best1 = best0;
-    __m256d best2 = best0;
-    __m256d best3 = best0;
-    const double* row = costs + first * count + block;
-    for (std::int64_t a = first; a < last; ++a, row += count) {
-      const __m256d from = _mm256_broadcast_sd(base + a);
-      best0 = _mm256_min_pd(_mm256_add_pd(from, _mm256_loadu_pd(row)), best0);
-      best1 = _mm256_min_pd(_mm256_add_pd(from, _mm256_loadu_pd(row + 4)), best1);
-      best2 = _mm256_min_pd(_mm256_add_pd(from, _mm256_loadu_pd(row + 8)), best2);
-      best3 = _mm256_min_pd(_mm256_add_pd(from, _mm256_loadu_pd(row + 12)), best3);
-    }
-    _mm256_storeu_pd(to + block, best0);
-    _mm256_storeu_pd(to + block + 4, best1);
-    _mm256_storeu_pd(to + block + 8, best2);
-    _mm256_storeu_pd(to + block + 12, best3);
-  }
-}
-
 // Four candidates at a time, in the operations and order of scan_scalar (and no fused
 // multiply-add), so that the result is the same to the bit.
 __attribute__((target("avx2"))) Candidate scan_avx2(const double* base, const PrefixView& begins,
@@ -225,13 +135,11 @@ __attribute__((target("avx2"))) void block_avx2(const double* base, const Prefix
 
 }  // namespace
 
-ScanKernels portable_scan_kernels() {
-  return {scan_scalar, block_scalar, pairs_scalar, relax_scalar};
-}
+ScanKernels portable_scan_kernels() { return {scan_scalar, block_scalar}; }
 
 ScanKernels select_scan_kernels() {
 #ifdef ANYPREC_SCAN_AVX2
-  if (__builtin_cpu_supports("avx2")) return {scan_avx2, block_avx2, pairs_avx2, relax_avx2};
+  if (__builtin_cpu_supports("avx2")) return {scan_avx2, block_avx2};
 #endif
   return portable_scan_kernels();
 }

@@ -56,22 +56,10 @@ using BlockScan = void (*)(const double* base, const PrefixView& begins, std::in
                            std::int64_t gap, std::int64_t free, double* costs,
                            std::int64_t* indices);
 
-/// Costs of the segments between all pairs of `count` positions, in both orders: costs: [count,
-/// count], count a multiple of kPairBlock. Between positions of equal mass it is 0.
-inline constexpr std::int64_t kPairBlock = 16;
-using PairCosts = void (*)(const PrefixView& sums, std::int64_t count, double* costs);
-
-/// One layer over all pairs: to[b] = least of base[a] + costs[a][b], over the a of b's block of
-/// kPairBlock and of those before it (rightwards) or after it. base, to: [count].
-using PairRelax = void (*)(const double* base, const double* costs, std::int64_t count,
-                           bool rightwards, double* to);
-
-/// The scans in one instruction set. All sets give the same bits.
+/// The two scans in one instruction set. All sets give the same bits.
 struct ScanKernels {
   CandidateScan candidates;
   BlockScan block;
-  PairCosts pairs;
-  PairRelax relax;
 };
 ScanKernels portable_scan_kernels();
 /// The fastest on this machine.

@@ -19,30 +19,15 @@ constexpr double kRoundingRoom = 1e-12;
 /// for each cluster and for each window; and the width of windows that the exact program takes as
 /// they are: the fastest by measurement.
 constexpr std::int64_t kBinsPerCluster = 8;
-constexpr std::int64_t kFewestBins = 74;
-constexpr std::int64_t kPointsPerExtraBin = 160;
+constexpr std::int64_t kFewestBins = 64;
+constexpr std::int64_t kPointsPerExtraBin = 128;
 constexpr std::int64_t kRefinedBins = 12;
 constexpr std::int64_t kBinsPerWindow = 24;
 constexpr std::int64_t kExactWidth = 64;
 constexpr int kRefinements = 3;
 
-/// Up to this many clusters the first grid computes the costs of all pairs of its edges.
-constexpr std::int64_t kDenseClusters = 16;
-/// ... and for rows shorter than this: its slack is looser, and far outliers in long rows need
-/// more.
-constexpr std::int64_t kDensePoints = 8192;
-
-/// Points for each cluster from which grids save more than they take (measured), for up to
-/// kDenseClusters and for more: below, the exact program runs at once.
-constexpr std::int64_t kDenseGridPoints = 48;
-constexpr std::int64_t kGridPoints = 120;
-
 /// Blocks of targets with up to this many candidates are scanned whole.
 constexpr std::int64_t kBlockCandidates = 16;
-
-std::int64_t padded(std::int64_t edges) {
-  return (edges + kPairBlock - 1) / kPairBlock * kPairBlock;
-}
 
 /// One layer of a shortest path: from each b in `to`, the best a in `from` with a <= b - gap, at
 /// from_cost(a) + the cost of the segment a .. b, which is nothing up to a length b - a of `free`.
@@ -202,6 +187,7 @@ void KMeans1D::refine_edges() {
 }
 
 void KMeans1D::gather_edges(std::int64_t m) {
+  const auto clusters = static_cast<std::int64_t>(borders_.size()) - 1;
   const auto edges = static_cast<std::int64_t>(edges_.size());
   const PrefixView prefix = points_.view();
   const double rounding = (prefix.square[m] - prefix.square[0]) * kRoundingRoom;
@@ -221,36 +207,32 @@ void KMeans1D::gather_edges(std::int64_t m) {
     const PrefixPoint before = prefix[edges_[i - 1]];
     spread_[i - 1] = std::sqrt((at.mass - before.mass) * (segment_cost(before, at) + rounding));
   }
-}
 
-void KMeans1D::find_ranges(bool dense) {
-  const auto clusters = static_cast<std::int64_t>(borders_.size()) - 1;
-  const auto edges = static_cast<std::int64_t>(edges_.size());
   ranges_.resize(windows_.size());
   mirror_ranges_.resize(windows_.size());
   offsets_.resize(windows_.size());
   offsets_[1] = 0;
   std::int64_t low = 0;
-  std::int64_t high = dense ? edges - 1 : 0;
-  // A dense grid's entries are padded to whole blocks.
-  const std::int64_t padding = dense ? padded(edges) - edges : 0;
+  std::int64_t high = 0;
   for (std::int64_t j = 1; j < clusters; ++j) {
-    while (!dense && low + 1 < edges && edges_[low + 1] <= windows_[j].low) ++low;
+    while (low + 1 < edges && edges_[low + 1] <= windows_[j].low) ++low;
     while (high + 1 < edges && edges_[high] < windows_[j].high) ++high;
     ranges_[j] = {low, high};
     mirror_ranges_[clusters - j] = {edges - 1 - high, edges - 1 - low};
-    offsets_[j + 1] = offsets_[j] + high - low + 1 + padding;
+    offsets_[j + 1] = offsets_[j] + high - low + 1;
   }
 }
 
-void KMeans1D::find_slack(std::span<const double> value, std::int64_t leftmost,
-                          std::int64_t rightmost, const Window& range, double* slack) {
+void KMeans1D::find_slack(std::span<const double> value, std::int64_t j) {
   const PrefixView prefix = points_.view();
   const auto m = static_cast<std::int64_t>(value.size());
   const double centre = value[value.size() / 2];
+  const std::int64_t leftmost = windows_[j - 1].low;
+  const std::int64_t rightmost = windows_[j + 1].high;
   const PrefixPoint before = prefix[leftmost];
   const PrefixPoint after = prefix[rightmost];
-  slack -= range.low;
+  const Window range = ranges_[j];
+  double* slack = slack_.data() + offsets_[j] - range.low;
   double last = 0.0;
   for (std::int64_t i = range.low; i < range.high; ++i) {
     // The border lies between edges i and i + 1, midway between the centroids, each of which is
@@ -270,36 +252,21 @@ void KMeans1D::find_slack(std::span<const double> value, std::int64_t leftmost,
   slack[range.high] = last;
 }
 
-void KMeans1D::narrow(std::span<const double> value, bool dense) {
+void KMeans1D::narrow(std::span<const double> value) {
   const auto clusters = static_cast<std::int64_t>(borders_.size()) - 1;
   const auto m = static_cast<std::int64_t>(value.size());
   gather_edges(m);
-  find_ranges(dense);
-  slack_.assign(static_cast<std::size_t>(offsets_[clusters]), 0.0);
+  slack_.resize(static_cast<std::size_t>(offsets_[clusters]));
+  for (std::int64_t j = 1; j < clusters; ++j) find_slack(value, j);
+
   const PrefixView prefix = points_.view();
-  if (dense) {
-    find_slack(value, 0, m, ranges_[1], slack_.data());
-    for (std::int64_t j = 2; j < clusters; ++j) {
-      std::copy_n(slack_.data(), offsets_[2], slack_.data() + offsets_[j]);
-    }
-    bound_densely();
-  } else {
-    for (std::int64_t j = 1; j < clusters; ++j) {
-      find_slack(value, windows_[j - 1].low, windows_[j + 1].high, ranges_[j],
-                 slack_.data() + offsets_[j]);
-    }
-    const PrefixPoint end = prefix[m];
-    bound(edge_sums_, prefix[0], false, left_costs_);
-    bound(mirror_sums_, {-end.mass, -end.moment, -end.square}, true, right_costs_);
-    for (std::int64_t j = 1; j < clusters; ++j) {
-      std::reverse(right_costs_.data() + offsets_[j], right_costs_.data() + offsets_[j + 1]);
-    }
-  }
-  for (std::size_t i = 0; i < slack_.size(); ++i) {
-    left_costs_[i] = left_costs_[i] + right_costs_[i] + slack_[i];
-  }
+  const PrefixPoint end = prefix[m];
+  bound(edge_sums_, prefix[0], false, left_costs_);
+  bound(mirror_sums_, {-end.mass, -end.moment, -end.square}, true, right_costs_);
   const auto lower_bound = [&](std::int64_t j, std::int64_t i) {
-    return left_costs_[offsets_[j] + i - ranges_[j].low];
+    const std::int64_t at = offsets_[j] + i - ranges_[j].low;
+    const std::int64_t mirrored = offsets_[j] + ranges_[j].high - i;
+    return left_costs_[at] + right_costs_[mirrored] + slack_[at];
   };
 
   // The best edge of each border, taken together, is nearly the optimum; Lloyd's iterations make a
@@ -338,37 +305,6 @@ void KMeans1D::narrow(std::span<const double> value, bool dense) {
   for (std::int64_t j = clusters - 2; j >= 1; --j) {
     windows_[j].high = std::min(windows_[j].high, windows_[j + 1].high - 1);
   }
-}
-
-void KMeans1D::bound_densely() {
-  const auto clusters = static_cast<std::int64_t>(borders_.size()) - 1;
-  const auto edges = static_cast<std::int64_t>(edges_.size());
-  const std::int64_t count = padded(edges);
-  // Past the last edge stand copies of it.
-  edge_sums_.resize(static_cast<std::size_t>(count));
-  for (std::int64_t i = edges; i < count; ++i) {
-    edge_sums_.mass[i] = edge_sums_.mass[edges - 1];
-    edge_sums_.moment[i] = edge_sums_.moment[edges - 1];
-    edge_sums_.square[i] = edge_sums_.square[edges - 1];
-  }
-  pair_costs_.resize(static_cast<std::size_t>(count * count));
-  scan_.pairs(edge_sums_.view(), count, pair_costs_.data());
-  const auto sweep = [&](bool rightwards, std::vector<double>& costs) {
-    costs.resize(static_cast<std::size_t>(offsets_[clusters]));
-    const double* from = nullptr;
-    for (std::int64_t r = 1; r < clusters; ++r) {
-      double* to = costs.data() + offsets_[rightwards ? r : clusters - r];
-      if (from == nullptr) {
-        std::copy_n(pair_costs_.data() + (rightwards ? 0 : (count - 1) * count), count, to);
-      } else {
-        scan_.relax(from, pair_costs_.data(), count, rightwards, to);
-      }
-      for (std::int64_t i = 0; i < count; ++i) to[i] -= slack_[i];
-      from = to;
-    }
-  };
-  sweep(true, left_costs_);
-  sweep(false, right_costs_);
 }
 
 void KMeans1D::bound(const Prefix& sums, const PrefixPoint& origin, bool mirrored,
@@ -512,17 +448,16 @@ void KMeans1D::fit(std::span<const double> value, std::span<const double> mass,
   windows_[clusters] = {m, m};
   const std::int64_t bins =
       std::max(kFewestBins, kBinsPerCluster * clusters) + m / kPointsPerExtraBin;
-  const bool dense = clusters <= kDenseClusters && m < kDensePoints;
-  if (2 * bins <= m && m >= clusters * (dense ? kDenseGridPoints : kGridPoints)) {
+  if (2 * bins <= m) {
     choose_edges(value, bins);
-    narrow(value, dense);
+    narrow(value);
     for (int level = 0; level < kRefinements; ++level) {
       std::int64_t widest = 0;
       for (std::int64_t j = 1; j < clusters; ++j)
         widest = std::max(widest, windows_[j].high - windows_[j].low);
       if (widest < kExactWidth) break;
       refine_edges();
-      narrow(value, false);
+      narrow(value);
     }
   }
   borders[0] = 0;

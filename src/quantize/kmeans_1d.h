@@ -57,17 +57,11 @@ class KMeans1D {
   void choose_edges(std::span<const double> value, std::int64_t bins);
   /// Edges inside windows_.
   void refine_edges();
-  /// Narrows windows_ by a grid of edges_. dense: every border may lie at every edge, and the costs
-  /// of all pairs of edges are computed once, for all layers.
-  void narrow(std::span<const double> value, bool dense);
+  /// Narrows windows_ by a grid of edges_.
+  void narrow(std::span<const double> value);
   void gather_edges(std::int64_t m);
-  void find_ranges(bool dense);
-  /// For each edge of a range: what the optimum loses at most when a border in it moves there, with
-  /// the borders beside it not left of `leftmost` nor right of `rightmost`.
-  void find_slack(std::span<const double> value, std::int64_t leftmost, std::int64_t rightmost,
-                  const Window& range, double* slack);
-  /// The two bounds below over pair_costs_, into left_costs_ and right_costs_.
-  void bound_densely();
+  /// For each edge of ranges_[j]: what the optimum loses at most when border j moves there.
+  void find_slack(std::span<const double> value, std::int64_t j);
   /// For each border and edge of its range, the least that the clusters left of it can cost, less
   /// the slack of the borders up to this one. sums: at the edges, or those of the mirror.
   void bound(const Prefix& sums, const PrefixPoint& origin, bool mirrored,
@@ -92,7 +86,6 @@ class KMeans1D {
   std::vector<Window> mirror_ranges_;
   std::vector<std::int64_t> offsets_;  ///< where border j's entries begin in the next three
   std::vector<double> slack_;
-  std::vector<double> pair_costs_;  ///< [E, E], E up to a multiple of kPairBlock
   std::vector<double> left_costs_;
   std::vector<double> right_costs_;
   std::vector<std::uint32_t> parents_;
