@@ -10,6 +10,14 @@ from checkpoints import byte_tokenizer, tiny_model
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU (make gpu-test)"))
+
+
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory) -> Path:
     """A folder with a tiny bf16 Llama (tied embeddings) and a byte tokenizer."""
