@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--examples", type=int, default=16, help="calibration sequences")
-    parser.add_argument("--windows", type=int, default=3, help="2048-token windows of text")
+    parser.add_argument("--windows", type=int, default=2, help="2048-token windows of text")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "SmolLM2-135M-Instruct-anyprec"
