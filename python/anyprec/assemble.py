@@ -14,9 +14,10 @@ import torch
 
 from anyprec import _core
 from anyprec.datasets import Tokens
+from anyprec.dtypes import DTYPE_NAMES
 from anyprec.modules import Linear, Selection
 from anyprec.options import Options
-from anyprec.source import DTYPE_NAMES, Source, dtype_name, tensor_bytes
+from anyprec.source import Source, dtype_name, tensor_bytes
 from anyprec.work import Piece
 
 FORMAT_VERSION = 1

@@ -18,24 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from anyprec._core import Checkpoint, FormatError
+from anyprec.dtypes import DTYPES
 from anyprec.linear import AnyPrecisionLinear
 from anyprec.precision import PrecisionController
-
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 # A message that names tensors names this many at most.
 _NAMED = 5
@@ -98,10 +83,10 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
         # torch has no read-only tensors and says so; nothing here writes through the view.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         data = torch.from_numpy(checkpoint.data(name))
-    dtype = _DTYPES.get(checkpoint.dtype(name))
+    dtype = DTYPES.get(checkpoint.dtype(name))
     if dtype is None:
         raise FormatError(
-            f"{name}: dtype {checkpoint.dtype(name)}, wanted one of {', '.join(_DTYPES)}"
+            f"{name}: dtype {checkpoint.dtype(name)}, wanted one of {', '.join(DTYPES)}"
         )
     return data.view(dtype).view(checkpoint.shape(name))
 

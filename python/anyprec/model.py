@@ -13,8 +13,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 import anyprec.hf_quantizer  # noqa: F401  (registers it with transformers)
 from anyprec._core import Checkpoint, CheckpointWriter, FormatError, PrecisionError
+from anyprec.dtypes import DTYPE_NAMES
 from anyprec.linear import AnyPrecisionLinear
-from anyprec.loading import DTYPE_NAMES, architecture_class, fill
+from anyprec.loading import architecture_class, fill
 from anyprec.precision import PrecisionController, PrecisionRequest
 
 _CONFIG_FILE = "config.json"
