@@ -112,9 +112,13 @@ GPU_PYTHON ?= $(shell command -v python3)
 # The system's compiler: a toolchain that links libstdc++ statically (CXX may name one) gives the
 # process a second copy, and streams that pass between it and PyTorch's crash.
 GPU_CXX    ?= /usr/bin/g++
+# Kernels for this machine's own GPU only.
+GPU_ARCH   ?= $$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 \
+  | tr -d . | sed 's/^90$$/90a/')-real
 GPU_CMAKE   = CXX=$(GPU_CXX) cmake -G Ninja -S . -B build/gpu -DPython_EXECUTABLE=$(GPU_PYTHON) \
   -Dpybind11_DIR=$$($(GPU_PYTHON) -m pybind11 --cmakedir) -DANYPREC_CUDA=ON -DANYPREC_IN_TREE=ON \
-  -DANYPREC_BENCHMARKS=ON --log-level=WARNING
+  -DANYPREC_BENCHMARKS=ON -DANYPREC_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCH) \
+  --log-level=WARNING
 
 gpu-build:
 	@$(GPU_CMAKE)

@@ -122,7 +122,7 @@ class Bench {
  private:
   nlohmann::json row(const anyprec::Executor& pool, int threads, double bandwidth,
                      const Shape& shape, int m, int precision) {
-    const std::int64_t plane_bytes = precision * shape.n * anyprec::packed_row_bytes(shape.k);
+    const std::int64_t plane_bytes = precision * anyprec::packed_plane_bytes(shape.n, shape.k);
     const std::int64_t table_entries = shape.n << precision;
     const std::int64_t copies =
         std::max<std::int64_t>(1, static_cast<std::int64_t>(planes_.size()) / plane_bytes);

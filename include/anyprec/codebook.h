@@ -40,11 +40,52 @@ struct CodebookForm {
   /// 0 or a positive multiple of 32.
   void validate() const;
 
-  int lut_entries(int precision) const;                 ///< 2^min(b, L)
-  int sign_planes(int precision) const;                 ///< max(0, b - L)
-  int classes() const;                                  ///< C
-  int class_of(int cell) const;                         ///< class of a cell in [0, 2^L)
-  std::int64_t groups(std::int64_t in_features) const;  ///< G = ceil(K / group_size), or 1
+  /// 2^min(b, L)
+  constexpr int lut_entries(int precision) const {
+    return 1 << (precision < lut_bits ? precision : lut_bits);
+  }
+  /// max(0, b - L)
+  constexpr int sign_planes(int precision) const {
+    return precision < lut_bits ? 0 : precision - lut_bits;
+  }
+  /// C
+  constexpr int classes() const {
+    switch (cell_groups) {
+      case CellGroups::kOne:
+        return 1;
+      case CellGroups::kIo:
+        return lut_bits > 1 ? 2 : 1;  // a table of two cells has no inner ones
+      case CellGroups::kSym:
+        return 1 << (lut_bits - 1);
+      case CellGroups::kQu:
+        return 4;
+      case CellGroups::kCell:
+        return 1 << lut_bits;
+    }
+    return 0;
+  }
+  /// The class of a cell in [0, 2^L).
+  constexpr int class_of(int cell) const {
+    const int opposite = (1 << lut_bits) - 1 - cell;
+    const int mirrored = cell < opposite ? cell : opposite;
+    switch (cell_groups) {
+      case CellGroups::kOne:
+        return 0;
+      case CellGroups::kIo:
+        return mirrored == 0 ? 0 : 1;
+      case CellGroups::kSym:
+        return mirrored;
+      case CellGroups::kQu:
+        return mirrored < 2 ? mirrored : (mirrored < 4 ? 2 : 3);
+      case CellGroups::kCell:
+        return cell;
+    }
+    return 0;
+  }
+  /// G = ceil(K / group_size), or 1
+  constexpr std::int64_t groups(std::int64_t in_features) const {
+    return group_size == 0 ? 1 : (in_features + group_size - 1) / group_size;
+  }
 
   bool operator==(const CodebookForm&) const = default;
 };

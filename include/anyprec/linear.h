@@ -26,7 +26,7 @@ bool isa_supported(Isa isa);
 
 /// Repacks canonical planes (anyprec/planes.h) into the CPU backend's layout: within each unit of
 /// 256 columns, bit j ^ (p % 4) of byte i of plane p belongs to column 32 * j + i of the unit; rows
-/// are padded with zero bits to a whole unit. canonical: [P, N, ceil(K/8)], packed: [P, N,
+/// and columns are padded with zero bits. canonical: [P, N, ceil(K/8)], packed: [P, packed_rows(N),
 /// packed_row_bytes(K)].
 void pack_planes(const std::uint8_t* canonical, std::int64_t planes, std::int64_t out_features,
                  std::int64_t in_features, std::uint8_t* packed);
@@ -40,7 +40,7 @@ struct Weights {
   std::int64_t in_features = 0;   ///< K
   CodebookForm form;
   int precision = 0;                     ///< b
-  const std::uint8_t* planes = nullptr;  ///< packed, at least b planes of [N, packed_row_bytes(K)]
+  const std::uint8_t* planes = nullptr;  ///< packed, at least b planes
   const std::uint16_t* lut = nullptr;    ///< fp16 [N, G, 2^min(b, L)]
   const std::uint16_t* alpha = nullptr;  ///< fp16 [N, G, b - L, C]; null where b <= L
 };

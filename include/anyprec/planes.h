@@ -7,10 +7,16 @@ namespace anyprec {
 /// Bytes of one row of a canonical bit plane: ceil(K / 8).
 constexpr std::int64_t plane_row_bytes(std::int64_t in_features) { return (in_features + 7) / 8; }
 
-/// Bytes of one row of a bit plane in memory, for every backend: rows are padded with zero bits to
-/// a multiple of 256 columns. How the bits of a row are ordered is the backend's own affair.
+/// A bit plane in memory is padded with zero bits, for every backend, to a multiple of 16 rows and
+/// of 256 columns. How its bits are ordered is the backend's own affair.
+constexpr std::int64_t packed_rows(std::int64_t out_features) {
+  return (out_features + 15) / 16 * 16;
+}
 constexpr std::int64_t packed_row_bytes(std::int64_t in_features) {
   return (in_features + 255) / 256 * 32;
+}
+constexpr std::int64_t packed_plane_bytes(std::int64_t out_features, std::int64_t in_features) {
+  return packed_rows(out_features) * packed_row_bytes(in_features);
 }
 
 /// Splits codes into canonical bit planes (docs/format.md).

@@ -12,7 +12,7 @@ namespace anyprec::torch {
 
 /// y = x W_b^T + bias.
 ///   x: [..., K], float32, bfloat16 or float16; the result is [..., N] in x's dtype.
-///   planes: packed planes uint8 [>= b, N, packed_row_bytes(K)] (see pack_planes).
+///   planes: packed planes uint8 [>= b, packed_rows(N), packed_row_bytes(K)] (see pack_planes).
 ///   lut: fp16 [N, G, 2^min(b, L)]; alpha: fp16 [N, G, b - L, C] where b > L, else nullopt.
 ///   bias: [N] in x's dtype, or nullopt.
 ///   group_size: columns that share a codebook, 0 for the whole row; cell_groups: see codebook.h.
@@ -31,6 +31,7 @@ at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
 /// Canonical planes uint8 [P, N, ceil(K/8)] (docs/format.md) to the layout of the tensor's device.
 at::Tensor pack_planes(const at::Tensor& planes, std::int64_t in_features);
 /// The inverse of pack_planes.
-at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t in_features);
+at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t out_features,
+                         std::int64_t in_features);
 
 }  // namespace anyprec::torch

@@ -57,12 +57,19 @@ void pack_planes(const std::uint8_t* canonical, std::int64_t planes, std::int64_
                  std::int64_t in_features, std::uint8_t* packed) {
   const std::int64_t from = plane_row_bytes(in_features);
   const std::int64_t to = packed_row_bytes(in_features);
-  for (std::int64_t row = 0; row < planes * out_features; ++row) {
-    for (std::int64_t u = 0; u < to / kUnitBytes; ++u) {
-      std::uint8_t unit[kUnitBytes] = {};
-      std::memcpy(unit, canonical + row * from + u * kUnitBytes, unit_bytes(from, u));
-      pack_unit(unit, row / out_features, packed + row * to + u * kUnitBytes);
+  const std::int64_t rows_bytes = out_features * to;
+  const std::int64_t plane_bytes = packed_plane_bytes(out_features, in_features);
+  for (std::int64_t plane = 0; plane < planes; ++plane) {
+    std::uint8_t* out = packed + plane * plane_bytes;
+    for (std::int64_t row = 0; row < out_features; ++row) {
+      const std::uint8_t* in = canonical + (plane * out_features + row) * from;
+      for (std::int64_t u = 0; u < to / kUnitBytes; ++u) {
+        std::uint8_t unit[kUnitBytes] = {};
+        std::memcpy(unit, in + u * kUnitBytes, unit_bytes(from, u));
+        pack_unit(unit, plane, out + row * to + u * kUnitBytes);
+      }
     }
+    std::memset(out + rows_bytes, 0, plane_bytes - rows_bytes);
   }
 }
 
@@ -70,11 +77,16 @@ void unpack_planes(const std::uint8_t* packed, std::int64_t planes, std::int64_t
                    std::int64_t in_features, std::uint8_t* canonical) {
   const std::int64_t from = packed_row_bytes(in_features);
   const std::int64_t to = plane_row_bytes(in_features);
-  for (std::int64_t row = 0; row < planes * out_features; ++row) {
-    for (std::int64_t u = 0; u < from / kUnitBytes; ++u) {
-      std::uint8_t unit[kUnitBytes];
-      unpack_unit(packed + row * from + u * kUnitBytes, row / out_features, unit);
-      std::memcpy(canonical + row * to + u * kUnitBytes, unit, unit_bytes(to, u));
+  const std::int64_t plane_bytes = packed_plane_bytes(out_features, in_features);
+  for (std::int64_t plane = 0; plane < planes; ++plane) {
+    const std::uint8_t* in = packed + plane * plane_bytes;
+    for (std::int64_t row = 0; row < out_features; ++row) {
+      std::uint8_t* out = canonical + (plane * out_features + row) * to;
+      for (std::int64_t u = 0; u < from / kUnitBytes; ++u) {
+        std::uint8_t unit[kUnitBytes];
+        unpack_unit(in + row * from + u * kUnitBytes, plane, unit);
+        std::memcpy(out + u * kUnitBytes, unit, unit_bytes(to, u));
+      }
     }
   }
 }

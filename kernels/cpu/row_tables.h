@@ -17,7 +17,8 @@ inline std::int64_t blocks_per_group(const Weights& w) {
 
 inline PlaneRow plane_row(const Weights& w, std::int64_t row) {
   const std::int64_t row_bytes = packed_row_bytes(w.in_features);
-  return {w.planes + row * row_bytes, w.out_features * row_bytes, row_bytes / kUnitBytes};
+  return {w.planes + row * row_bytes, packed_plane_bytes(w.out_features, w.in_features),
+          row_bytes / kUnitBytes};
 }
 
 /// Fixed-point tables of every group of a row. tables: [G, table_bytes(b)], scales: [G]. Returns

@@ -1,8 +1,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "anyprec/planes.h"
-#include "kernels/cuda/dequantize.h"
+#include "anyprec/cuda.h"
+#include "kernels/cuda/layout.h"
 
 namespace anyprec::cuda {
 namespace {
@@ -40,10 +40,10 @@ __device__ float half_bits(const std::uint16_t* bits) {
   return __half2float(__ushort_as_half(__ldg(bits)));
 }
 
-// One thread makes the eight columns of one plane byte; a block covers kThreads bytes of one row.
+// One thread makes eight columns of a row; a block covers kThreads * 8 columns of one row.
 template <typename T>
-__global__ void dequantize_kernel(const std::uint8_t* planes, std::int64_t plane_stride,
-                                  std::int64_t row_bytes, const std::uint16_t* lut,
+__global__ void dequantize_kernel(const std::uint32_t* planes, std::int64_t plane_words,
+                                  std::int64_t units, const std::uint16_t* lut,
                                   const std::uint16_t* alpha, std::int64_t in_features,
                                   std::int64_t row_begin, T* out, const Form form) {
   const std::int64_t byte = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
@@ -51,9 +51,13 @@ __global__ void dequantize_kernel(const std::uint8_t* planes, std::int64_t plane
   if (first_column >= in_features) return;
   const std::int64_t row = row_begin + blockIdx.x;
 
+  const std::int64_t record = row / kTileRows * units + first_column / kUnitColumns;
+  const std::int64_t word =
+      record * (kRecordBytes / 4) +
+      word_of(static_cast<int>(row % kTileRows), static_cast<int>(first_column % kUnitColumns));
   std::uint32_t bits[kMaxPrecision];
   for (int p = 0; p < form.precision; ++p) {
-    bits[p] = planes[p * plane_stride + row * row_bytes + byte];
+    bits[p] = planes[p * plane_words + word] >> (first_column % 32);
   }
   // group_size is a multiple of 32, so eight columns share a group.
   const std::int64_t group = row * form.groups + first_column / form.group_size;
@@ -91,14 +95,15 @@ cudaError_t dequantize(const Weights& weights, std::int64_t row_begin, std::int6
       form.class_of[cell] = static_cast<std::uint8_t>(weights.form.class_of(cell));
     }
   }
-  const std::int64_t row_bytes = packed_row_bytes(weights.in_features);
-  const std::int64_t bytes = plane_row_bytes(weights.in_features);
+  const std::int64_t bytes = (weights.in_features + 7) / 8;
   const dim3 grid(static_cast<unsigned>(rows),
                   static_cast<unsigned>((bytes + kThreads - 1) / kThreads));
   const auto launch = [&](auto* typed_out) {
     dequantize_kernel<<<grid, kThreads, 0, stream>>>(
-        weights.planes, weights.out_features * row_bytes, row_bytes, weights.lut, weights.alpha,
-        weights.in_features, row_begin, typed_out, form);
+        reinterpret_cast<const std::uint32_t*>(weights.planes),
+        packed_plane_bytes(weights.out_features, weights.in_features) / 4,
+        unit_count(weights.in_features), weights.lut, weights.alpha, weights.in_features, row_begin,
+        typed_out, form);
     return cudaGetLastError();
   };
   switch (type) {

@@ -89,7 +89,7 @@ class AnyPrecisionLinear(nn.Module):
 
     def canonical_planes(self) -> Tensor:
         """The planes as a checkpoint stores them: uint8 [P, N, ceil(K/8)], on the same device."""
-        return torch.ops.anyprec.unpack_planes(self.planes, self.in_features)
+        return self._unpacked(self.planes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AnyPrecisionLinear":
         packed: dict[str, Any] = {
@@ -119,7 +119,7 @@ class AnyPrecisionLinear(nn.Module):
         return _pack(fn(self._unpacked(tensor)), self.in_features)
 
     def _unpacked(self, planes: Tensor) -> Tensor:
-        return torch.ops.anyprec.unpack_planes(planes, self.in_features)
+        return torch.ops.anyprec.unpack_planes(planes, self.out_features, self.in_features)
 
     def extra_repr(self) -> str:
         form = f", group_size={self.group_size}" if self.group_size else ""

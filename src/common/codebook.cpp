@@ -1,6 +1,5 @@
 #include "anyprec/codebook.h"
 
-#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -51,47 +50,6 @@ void CodebookForm::validate() const {
     throw InvalidArgument("cell_groups: \"qu\" needs lut_bits 4, found " +
                           std::to_string(lut_bits));
   }
-}
-
-int CodebookForm::lut_entries(int precision) const { return 1 << std::min(precision, lut_bits); }
-
-int CodebookForm::sign_planes(int precision) const { return std::max(0, precision - lut_bits); }
-
-int CodebookForm::classes() const {
-  switch (cell_groups) {
-    case CellGroups::kOne:
-      return 1;
-    case CellGroups::kIo:
-      return lut_bits > 1 ? 2 : 1;  // a table of two cells has no inner ones
-    case CellGroups::kSym:
-      return 1 << (lut_bits - 1);
-    case CellGroups::kQu:
-      return 4;
-    case CellGroups::kCell:
-      return 1 << lut_bits;
-  }
-  throw InvalidArgument("cell_groups: unknown value");
-}
-
-int CodebookForm::class_of(int cell) const {
-  const int mirrored = std::min(cell, (1 << lut_bits) - 1 - cell);
-  switch (cell_groups) {
-    case CellGroups::kOne:
-      return 0;
-    case CellGroups::kIo:
-      return mirrored == 0 ? 0 : 1;
-    case CellGroups::kSym:
-      return mirrored;
-    case CellGroups::kQu:
-      return mirrored < 2 ? mirrored : (mirrored < 4 ? 2 : 3);
-    case CellGroups::kCell:
-      return cell;
-  }
-  throw InvalidArgument("cell_groups: unknown value");
-}
-
-std::int64_t CodebookForm::groups(std::int64_t in_features) const {
-  return group_size == 0 ? 1 : (in_features + group_size - 1) / group_size;
 }
 
 void expand_codebook(const CodebookForm& form, int precision, const float* lut, const float* alpha,

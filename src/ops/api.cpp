@@ -33,9 +33,10 @@ at::Tensor pack_planes(const at::Tensor& planes, std::int64_t in_features) {
   return op.call(planes, in_features);
 }
 
-at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t in_features) {
+at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t out_features,
+                         std::int64_t in_features) {
   static const auto op = find<decltype(unpack_planes)>("anyprec::unpack_planes");
-  return op.call(planes, in_features);
+  return op.call(planes, out_features, in_features);
 }
 
 }  // namespace anyprec::torch

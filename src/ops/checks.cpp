@@ -31,16 +31,15 @@ CodebookForm check_matrix(const Matrix& m) {
                     "precision: found ", m.precision, ", wanted 2 to 8");
   TORCH_CHECK_VALUE(m.in_features >= 1, "in_features: found ", m.in_features,
                     ", wanted at least 1");
-  check_planes(m.planes, m.in_features, packed_row_bytes(m.in_features));
-  TORCH_CHECK_VALUE(m.planes.size(0) >= m.precision, "planes: found ", m.planes.size(0),
-                    " planes, precision ", m.precision, " needs as many");
-  const std::int64_t n = m.planes.size(1);
-
   TORCH_CHECK_TYPE(m.lut.scalar_type() == at::kHalf, "lut: found dtype ", m.lut.scalar_type(),
                    ", wanted float16");
   TORCH_CHECK_VALUE(m.lut.dim() == 3 && m.lut.is_contiguous(),
                     "lut: wanted a contiguous tensor [N, G, entries], found shape ", m.lut.sizes());
   const int table_bits = log2_exact(m.lut.size(2), m.lut);
+  const std::int64_t n = m.out_features();
+  check_packed_planes(m.planes, n, m.in_features);
+  TORCH_CHECK_VALUE(m.planes.size(0) >= m.precision, "planes: found ", m.planes.size(0),
+                    " planes, precision ", m.precision, " needs as many");
 
   CodebookForm form;
   form.group_size = m.group_size;
@@ -58,11 +57,10 @@ CodebookForm check_matrix(const Matrix& m) {
     TORCH_CHECK_VALUE(false, error.what());
   }
   const std::int64_t groups = form.groups(m.in_features);
-  TORCH_CHECK_VALUE(m.lut.size(0) == n && m.lut.size(1) == groups &&
-                        table_bits == std::min<std::int64_t>(m.precision, form.lut_bits),
-                    "lut: found shape ", m.lut.sizes(), ", wanted [", n, ", ", groups, ", ",
-                    form.lut_entries(static_cast<int>(m.precision)), "] at precision ",
-                    m.precision);
+  TORCH_CHECK_VALUE(
+      m.lut.size(1) == groups && table_bits == std::min<std::int64_t>(m.precision, form.lut_bits),
+      "lut: found shape ", m.lut.sizes(), ", wanted [", n, ", ", groups, ", ",
+      form.lut_entries(static_cast<int>(m.precision)), "] at precision ", m.precision);
   if (m.alpha.has_value()) {
     const at::Tensor& alpha = *m.alpha;
     const int signs = form.sign_planes(static_cast<int>(m.precision));
@@ -99,6 +97,8 @@ void check_linear(const Matrix& m, const at::Tensor& x, const std::optional<at::
   }
 }
 
+namespace {
+
 void check_planes(const at::Tensor& planes, std::int64_t in_features, std::int64_t row_bytes) {
   TORCH_CHECK_TYPE(planes.scalar_type() == at::kByte, "planes: found dtype ", planes.scalar_type(),
                    ", wanted uint8");
@@ -111,9 +111,23 @@ void check_planes(const at::Tensor& planes, std::int64_t in_features, std::int64
                     planes.size(2), " bytes, wanted ", row_bytes, " for in_features ", in_features);
 }
 
-c10::SymDimVector linear_result_sizes(const at::Tensor& x, const at::Tensor& planes) {
+}  // namespace
+
+void check_canonical_planes(const at::Tensor& planes, std::int64_t in_features) {
+  check_planes(planes, in_features, plane_row_bytes(in_features));
+}
+
+void check_packed_planes(const at::Tensor& planes, std::int64_t out_features,
+                         std::int64_t in_features) {
+  check_planes(planes, in_features, packed_row_bytes(in_features));
+  TORCH_CHECK_VALUE(planes.size(1) == packed_rows(out_features), "planes: found ", planes.size(1),
+                    " rows, wanted ", packed_rows(out_features), " for ", out_features,
+                    " output features");
+}
+
+c10::SymDimVector linear_result_sizes(const at::Tensor& x, const at::Tensor& lut) {
   c10::SymDimVector sizes(x.sym_sizes().begin(), x.sym_sizes().end());
-  sizes.back() = planes.sym_size(1);
+  sizes.back() = lut.sym_size(0);
   return sizes;
 }
 

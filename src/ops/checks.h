@@ -19,7 +19,7 @@ struct Matrix {
   std::int64_t group_size;
   std::string_view cell_groups;
 
-  std::int64_t out_features() const { return planes.size(1); }
+  std::int64_t out_features() const { return lut.size(0); }
 };
 
 /// Checks dtypes, ranks, sizes and devices of a matrix (messages name what was found and wanted)
@@ -30,10 +30,13 @@ CodebookForm check_matrix(const Matrix& matrix);
 /// Checks activations and bias against a matrix that has been checked.
 void check_linear(const Matrix& matrix, const at::Tensor& x, const std::optional<at::Tensor>& bias);
 
-/// Checks the argument of pack_planes (rows of ceil(K/8) bytes) or unpack_planes (packed rows).
-void check_planes(const at::Tensor& planes, std::int64_t in_features, std::int64_t row_bytes);
+/// Checks the argument of pack_planes.
+void check_canonical_planes(const at::Tensor& planes, std::int64_t in_features);
+/// Checks packed planes of a matrix with these sizes.
+void check_packed_planes(const at::Tensor& planes, std::int64_t out_features,
+                         std::int64_t in_features);
 
 /// Shape of linear's result: x's with the last size replaced by N.
-c10::SymDimVector linear_result_sizes(const at::Tensor& x, const at::Tensor& planes);
+c10::SymDimVector linear_result_sizes(const at::Tensor& x, const at::Tensor& lut);
 
 }  // namespace anyprec::ops

@@ -96,19 +96,21 @@ at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
 }
 
 at::Tensor pack_planes(const at::Tensor& planes, std::int64_t in_features) {
-  check_planes(planes, in_features, plane_row_bytes(in_features));
+  check_canonical_planes(planes, in_features);
   at::Tensor packed =
-      at::empty({planes.size(0), planes.size(1), packed_row_bytes(in_features)}, planes.options());
+      at::empty({planes.size(0), packed_rows(planes.size(1)), packed_row_bytes(in_features)},
+                planes.options());
   cpu::pack_planes(planes.const_data_ptr<std::uint8_t>(), planes.size(0), planes.size(1),
                    in_features, packed.mutable_data_ptr<std::uint8_t>());
   return packed;
 }
 
-at::Tensor unpack_planes(const at::Tensor& packed, std::int64_t in_features) {
-  check_planes(packed, in_features, packed_row_bytes(in_features));
+at::Tensor unpack_planes(const at::Tensor& packed, std::int64_t out_features,
+                         std::int64_t in_features) {
+  check_packed_planes(packed, out_features, in_features);
   at::Tensor planes =
-      at::empty({packed.size(0), packed.size(1), plane_row_bytes(in_features)}, packed.options());
-  cpu::unpack_planes(packed.const_data_ptr<std::uint8_t>(), packed.size(0), packed.size(1),
+      at::empty({packed.size(0), out_features, plane_row_bytes(in_features)}, packed.options());
+  cpu::unpack_planes(packed.const_data_ptr<std::uint8_t>(), packed.size(0), out_features,
                      in_features, planes.mutable_data_ptr<std::uint8_t>());
   return planes;
 }

@@ -1,25 +1,17 @@
-// The operators on CUDA: weights are dequantized a tile of rows at a time and multiplied by cuBLAS,
-// so the whole matrix is never resident in floating point.
+#include "anyprec/cuda.h"
+
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linear.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
+#include "anyprec/error.h"
 #include "anyprec/planes.h"
-#include "kernels/cuda/dequantize.h"
 #include "src/ops/checks.h"
 
 namespace anyprec::ops {
 namespace {
-
-// Weights of a tile in floating point: 32 MiB in half precision, a fraction of a large matrix and
-// enough rows to fill the GPU.
-constexpr std::int64_t kTileElements = std::int64_t{16} << 20;
 
 cuda::ScalarType to_scalar_type(at::ScalarType type) {
   switch (type) {
@@ -38,20 +30,14 @@ const std::uint16_t* half_data(const at::Tensor& tensor) {
   return reinterpret_cast<const std::uint16_t*>(tensor.const_data_ptr<at::Half>());
 }
 
-at::Tensor dequantize_rows(const Matrix& m, const CodebookForm& form, std::int64_t begin,
-                           std::int64_t end, at::ScalarType dtype) {
-  const cuda::Weights weights{.out_features = m.out_features(),
-                              .in_features = m.in_features,
-                              .form = form,
-                              .precision = static_cast<int>(m.precision),
-                              .planes = m.planes.const_data_ptr<std::uint8_t>(),
-                              .lut = half_data(m.lut),
-                              .alpha = m.alpha.has_value() ? half_data(*m.alpha) : nullptr};
-  const cuda::ScalarType type = to_scalar_type(dtype);
-  at::Tensor out = at::empty({end - begin, m.in_features}, m.lut.options().dtype(dtype));
-  C10_CUDA_CHECK(cuda::dequantize(weights, begin, end, out.mutable_data_ptr(), type,
-                                  at::cuda::getCurrentCUDAStream()));
-  return out;
+cuda::Weights weights_of(const Matrix& m, const CodebookForm& form) {
+  return {.out_features = m.out_features(),
+          .in_features = m.in_features,
+          .form = form,
+          .precision = static_cast<int>(m.precision),
+          .planes = m.planes.const_data_ptr<std::uint8_t>(),
+          .lut = half_data(m.lut),
+          .alpha = m.alpha.has_value() ? half_data(*m.alpha) : nullptr};
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tensor& lut,
@@ -62,19 +48,37 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tenso
   const CodebookForm form = check_matrix(matrix);
   check_linear(matrix, x, bias);
   const c10::cuda::CUDAGuard guard(x.device());
-  const std::int64_t n = matrix.out_features();
-  const std::int64_t tile = std::max<std::int64_t>(256, kTileElements / in_features);
-  const auto slice = [&](std::int64_t begin, std::int64_t end) {
-    const at::Tensor w = dequantize_rows(matrix, form, begin, end, x.scalar_type());
-    return bias.has_value() ? at::linear(x, w, bias->slice(0, begin, end)) : at::linear(x, w);
-  };
-  if (n <= tile) return slice(0, n);
+  // Rows may be strided; columns must be dense.
+  at::Tensor rows = x.reshape({-1, in_features});
+  if (in_features > 1 && rows.stride(1) != 1) rows = rows.contiguous();
+  const at::Tensor dense_bias = bias.has_value() ? bias->contiguous() : at::Tensor();
   auto sizes = x.sizes().vec();
-  sizes.back() = n;
+  sizes.back() = matrix.out_features();
   at::Tensor y = at::empty(sizes, x.options().memory_format(at::MemoryFormat::Contiguous));
-  for (std::int64_t begin = 0; begin < n; begin += tile) {
-    const std::int64_t end = std::min(n, begin + tile);
-    y.slice(-1, begin, end).copy_(slice(begin, end));
+  const std::int64_t m = rows.size(0);
+  if (m == 0 || matrix.out_features() == 0) return y;
+
+  const cuda::Input input{.x = rows.const_data_ptr(),
+                          .x_stride = m > 1 ? rows.stride(0) : in_features,
+                          .rows = m,
+                          .type = to_scalar_type(x.scalar_type())};
+  const cuda::Product product{.weights = weights_of(matrix, form),
+                              .bias = dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr,
+                              .y = y.mutable_data_ptr(),
+                              .y_stride = matrix.out_features()};
+  cuda::Workspace workspace;
+  at::Tensor memory;
+  try {
+    const std::size_t bytes = cuda::linear_workspace_bytes(input, {&product, 1});
+    if (bytes > 0) {
+      memory = at::empty({static_cast<std::int64_t>(bytes)}, x.options().dtype(at::kByte));
+      workspace = {.data = memory.mutable_data_ptr(),
+                   .bytes = bytes,
+                   .cublas = at::cuda::getCurrentCUDABlasHandle()};
+    }
+    C10_CUDA_CHECK(cuda::linear(input, {&product, 1}, workspace, at::cuda::getCurrentCUDAStream()));
+  } catch (const InvalidArgument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
   }
   return y;
 }
@@ -86,18 +90,35 @@ at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
   const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
   const CodebookForm form = check_matrix(matrix);
   const c10::cuda::CUDAGuard guard(planes.device());
-  return dequantize_rows(matrix, form, 0, matrix.out_features(), dtype);
+  const cuda::ScalarType type = to_scalar_type(dtype);
+  at::Tensor out = at::empty({matrix.out_features(), in_features}, lut.options().dtype(dtype));
+  C10_CUDA_CHECK(cuda::dequantize(weights_of(matrix, form), 0, matrix.out_features(),
+                                  out.mutable_data_ptr(), type, at::cuda::getCurrentCUDAStream()));
+  return out;
 }
 
 at::Tensor pack_planes(const at::Tensor& planes, std::int64_t in_features) {
-  check_planes(planes, in_features, plane_row_bytes(in_features));
-  return at::constant_pad_nd(planes, {0, packed_row_bytes(in_features) - planes.size(2)})
-      .contiguous();
+  check_canonical_planes(planes, in_features);
+  const c10::cuda::CUDAGuard guard(planes.device());
+  at::Tensor packed =
+      at::empty({planes.size(0), packed_rows(planes.size(1)), packed_row_bytes(in_features)},
+                planes.options());
+  C10_CUDA_CHECK(cuda::pack_planes(
+      planes.const_data_ptr<std::uint8_t>(), static_cast<int>(planes.size(0)), planes.size(1),
+      in_features, packed.mutable_data_ptr<std::uint8_t>(), at::cuda::getCurrentCUDAStream()));
+  return packed;
 }
 
-at::Tensor unpack_planes(const at::Tensor& packed, std::int64_t in_features) {
-  check_planes(packed, in_features, packed_row_bytes(in_features));
-  return packed.slice(2, 0, plane_row_bytes(in_features)).contiguous();
+at::Tensor unpack_planes(const at::Tensor& packed, std::int64_t out_features,
+                         std::int64_t in_features) {
+  check_packed_planes(packed, out_features, in_features);
+  const c10::cuda::CUDAGuard guard(packed.device());
+  at::Tensor planes =
+      at::empty({packed.size(0), out_features, plane_row_bytes(in_features)}, packed.options());
+  C10_CUDA_CHECK(cuda::unpack_planes(
+      packed.const_data_ptr<std::uint8_t>(), static_cast<int>(packed.size(0)), out_features,
+      in_features, planes.mutable_data_ptr<std::uint8_t>(), at::cuda::getCurrentCUDAStream()));
+  return planes;
 }
 
 }  // namespace

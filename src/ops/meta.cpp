@@ -16,7 +16,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tenso
   const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
   check_matrix(matrix);
   check_linear(matrix, x, bias);
-  return at::empty_symint(linear_result_sizes(x, planes), x.options());
+  return at::empty_symint(linear_result_sizes(x, lut), x.options());
 }
 
 at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
@@ -25,19 +25,19 @@ at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
                       std::string_view cell_groups, at::ScalarType dtype) {
   const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
   check_matrix(matrix);
-  return at::empty({planes.size(1), in_features}, lut.options().dtype(dtype));
+  return at::empty({matrix.out_features(), in_features}, lut.options().dtype(dtype));
 }
 
 at::Tensor pack_planes(const at::Tensor& planes, std::int64_t in_features) {
-  check_planes(planes, in_features, plane_row_bytes(in_features));
-  return at::empty({planes.size(0), planes.size(1), packed_row_bytes(in_features)},
+  check_canonical_planes(planes, in_features);
+  return at::empty({planes.size(0), packed_rows(planes.size(1)), packed_row_bytes(in_features)},
                    planes.options());
 }
 
-at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t in_features) {
-  check_planes(planes, in_features, packed_row_bytes(in_features));
-  return at::empty({planes.size(0), planes.size(1), plane_row_bytes(in_features)},
-                   planes.options());
+at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t out_features,
+                         std::int64_t in_features) {
+  check_packed_planes(planes, out_features, in_features);
+  return at::empty({planes.size(0), out_features, plane_row_bytes(in_features)}, planes.options());
 }
 
 }  // namespace

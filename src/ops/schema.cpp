@@ -19,5 +19,6 @@ TORCH_LIBRARY(anyprec, m) {
       "int group_size, str cell_groups, ScalarType dtype) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def("pack_planes(Tensor planes, int in_features) -> Tensor", {at::Tag::pt2_compliant_tag});
-  m.def("unpack_planes(Tensor planes, int in_features) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("unpack_planes(Tensor planes, int out_features, int in_features) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
 }

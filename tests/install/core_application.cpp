@@ -38,7 +38,7 @@ int main() {
   const auto q =
       anyprec::quantize_matrix("example", weights.data(), nullptr, kRows, kColumns, {}, pool);
   std::vector<std::uint8_t> planes(8 * kRows * anyprec::plane_row_bytes(kColumns));
-  std::vector<std::uint8_t> packed(8 * kRows * anyprec::packed_row_bytes(kColumns));
+  std::vector<std::uint8_t> packed(8 * anyprec::packed_plane_bytes(kRows, kColumns));
   anyprec::codes_to_planes(q.codes.data(), kRows, kColumns, 8, planes.data());
   anyprec::cpu::pack_planes(planes.data(), 8, kRows, kColumns, packed.data());
 

@@ -65,7 +65,7 @@ def test_dequantize_gives_the_forms_values(device, form, precision):
 @pytest.mark.parametrize("k", [1, 8, 255, 256, 257, 1000])
 def test_unpack_planes_is_the_inverse_of_pack_planes(device, k):
     canonical = random_matrix(5, k, 8).canonical.to(device)
-    assert torch.equal(ops.unpack_planes(ops.pack_planes(canonical, k), k), canonical)
+    assert torch.equal(ops.unpack_planes(ops.pack_planes(canonical, k), 5, k), canonical)
 
 
 def test_leading_dimensions_and_strides_are_kept():
@@ -108,7 +108,7 @@ def test_opcheck(form):
         ops.dequantize, (planes, matrix.lut, matrix.alpha, *matrix.form, torch.float32)
     )
     torch.library.opcheck(ops.pack_planes, (matrix.canonical, 64))
-    torch.library.opcheck(ops.unpack_planes, (planes, 64))
+    torch.library.opcheck(ops.unpack_planes, (planes, 16, 64))
 
 
 def test_compiles_into_one_graph_with_dynamic_batch():
@@ -167,7 +167,16 @@ def bad_calls():
     yield "precision 1", good | dict(precision=1), "precision: found 1, wanted 2 to 8"
     yield "too few planes", good | dict(planes=good["planes"][:3]), "found 3 planes, precision 4"
     yield "plane width", good | dict(in_features=300), "rows of 32 bytes, wanted 64"
-    yield "lut shape", good | dict(lut=matrix.lut[:15]), r"lut: found shape \[15, 1, 8\]"
+    yield (
+        "lut rows",
+        good | dict(lut=matrix.lut.repeat(2, 1, 1)),
+        "planes: found 16 rows, wanted 32",
+    )
+    yield (
+        "lut groups",
+        good | dict(lut=matrix.lut.repeat(1, 2, 1)),
+        r"lut: found shape \[16, 2, 8\]",
+    )
     yield "lut size", good | dict(lut=matrix.lut[:, :, :7].contiguous()), "power of two"
     yield "lut dtype", good | dict(lut=matrix.lut.float()), "lut: found dtype Float"
     yield "alpha classes", good | dict(cell_groups="io"), r"alpha: found shape .*wanted.*2\]"

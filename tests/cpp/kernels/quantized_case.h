@@ -38,7 +38,7 @@ struct QuantizedCase {
     for (auto& code : codes) code = static_cast<std::uint8_t>(random());
     canonical.resize(kMaxPrecision * n * plane_row_bytes(k));
     if (k > 0) codes_to_planes(codes.data(), n, k, kMaxPrecision, canonical.data());
-    packed.resize(kMaxPrecision * n * packed_row_bytes(k));
+    packed.resize(kMaxPrecision * packed_plane_bytes(n, k));
     cpu::pack_planes(canonical.data(), kMaxPrecision, n, k, packed.data());
     std::normal_distribution<float> normal(0.0f, 0.05f);
     const std::int64_t codebooks = n * form.groups(k);

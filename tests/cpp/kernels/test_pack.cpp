@@ -18,33 +18,47 @@ bool packed_bit(const std::uint8_t* row, std::int64_t plane, std::int64_t k) {
 class PackPlanes : public ::testing::TestWithParam<std::int64_t> {
  protected:
   const std::int64_t k = GetParam();
-  const std::int64_t rows = 8 * 5;  // 8 planes of 5 rows
+  static constexpr std::int64_t kRows = 5;
+  const std::int64_t rows = 8 * kRows;  // of 8 planes
   std::vector<std::uint8_t> canonical = std::vector<std::uint8_t>(rows * plane_row_bytes(k));
-  std::vector<std::uint8_t> packed = std::vector<std::uint8_t>(rows * packed_row_bytes(k), 255);
+  std::vector<std::uint8_t> packed =
+      std::vector<std::uint8_t>(8 * packed_plane_bytes(kRows, k), 255);
+
+  const std::uint8_t* packed_row(std::int64_t plane, std::int64_t row) const {
+    return packed.data() + plane * packed_plane_bytes(kRows, k) + row * packed_row_bytes(k);
+  }
 
   void SetUp() override {
     std::mt19937 random(7);
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t c = 0; c < k; ++c)
         if (random() & 1) canonical[r * plane_row_bytes(k) + c / 8] |= 1 << (c % 8);
-    cpu::pack_planes(canonical.data(), 8, 5, k, packed.data());
+    cpu::pack_planes(canonical.data(), 8, kRows, k, packed.data());
   }
 };
 
 TEST_P(PackPlanes, PutsEveryColumnWhereTheLayoutSays) {
   for (std::int64_t r = 0; r < rows; ++r) {
     const std::uint8_t* from = canonical.data() + r * plane_row_bytes(k);
-    const std::uint8_t* to = packed.data() + r * packed_row_bytes(k);
+    const std::uint8_t* to = packed_row(r / kRows, r % kRows);
     for (std::int64_t c = 0; c < k; ++c)
-      ASSERT_EQ(canonical_bit(from, c), packed_bit(to, r / 5, c)) << "row " << r << " column " << c;
+      ASSERT_EQ(canonical_bit(from, c), packed_bit(to, r / kRows, c))
+          << "row " << r << " column " << c;
     for (std::int64_t c = k; c < packed_row_bytes(k) * 8; ++c)
-      ASSERT_FALSE(packed_bit(to, r / 5, c)) << "row " << r << " padding " << c;
+      ASSERT_FALSE(packed_bit(to, r / kRows, c)) << "row " << r << " padding " << c;
   }
+}
+
+TEST_P(PackPlanes, PadsWithRowsOfZeros) {
+  for (std::int64_t plane = 0; plane < 8; ++plane)
+    for (std::int64_t row = kRows; row < packed_rows(kRows); ++row)
+      for (std::int64_t i = 0; i < packed_row_bytes(k); ++i)
+        ASSERT_EQ(packed_row(plane, row)[i], 0) << "plane " << plane << " row " << row;
 }
 
 TEST_P(PackPlanes, UnpacksToTheSameBytes) {
   std::vector<std::uint8_t> back(canonical.size(), 255);
-  cpu::unpack_planes(packed.data(), 8, 5, k, back.data());
+  cpu::unpack_planes(packed.data(), 8, kRows, k, back.data());
   EXPECT_EQ(back, canonical);
 }
 

@@ -1,0 +1,227 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "anyprec/cuda.h"
+#include "kernels/cuda/layout.h"
+#include "kernels/cuda/ptx.cuh"
+
+/// Activations as bit planes, the right operand of binary products.
+///
+/// A row of x becomes integers of 22 bits and a sign (x over a power of two that its largest
+/// magnitude chooses), and these become 24 negabinary digits: q = sum over d of digit_d * (-2)^d,
+/// that is (q + 0xAAAAAA) ^ 0xAAAAAA. Small values of either sign light only low planes. A unit of
+/// 256 columns is [3][32 lanes] uint2: lane 4 g + t of group j has digit 8 j + g of the columns 32
+/// t
+/// .. 32 t + 31 (bit i for column 32 t + i), first those of the unit's lower half, then the upper.
+namespace anyprec::cuda {
+
+inline constexpr int kDigitGroups = 3;
+inline constexpr int kUnitPlaneWords = kDigitGroups * 32 * 2;
+inline constexpr int kUnitPlaneBytes = kUnitPlaneWords * 4;
+/// Columns that one thread turns into planes at a time.
+inline constexpr int kChunkColumns = 16;
+
+/// What turns the integers back into values, and their sum.
+struct PlaneScale {
+  float step;  ///< NaN where the row has a NaN or an infinity
+  float sum;   ///< of the row's values
+};
+
+/// Columns [first, first + 16) of a row of K values; zeros past K.
+__device__ inline void load_chunk(const void* row, ScalarType type, std::int64_t first,
+                                  std::int64_t columns, float (&v)[kChunkColumns]) {
+  const std::int64_t left = columns - first;
+  if (type == ScalarType::kFloat32) {
+    const float* p = static_cast<const float*>(row) + first;
+    if (left >= kChunkColumns && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float4 f = reinterpret_cast<const float4*>(p)[i];
+        v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kChunkColumns; ++i) v[i] = i < left ? p[i] : 0.0f;
+    }
+    return;
+  }
+  const std::uint16_t* p = static_cast<const std::uint16_t*>(row) + first;
+  std::uint32_t words[kChunkColumns / 2];
+  if (left >= kChunkColumns && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
+    const uint4 low = reinterpret_cast<const uint4*>(p)[0];
+    const uint4 high = reinterpret_cast<const uint4*>(p)[1];
+    words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
+    words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kChunkColumns / 2; ++i) {
+      const std::uint32_t even = 2 * i < left ? p[2 * i] : 0u;
+      const std::uint32_t odd = 2 * i + 1 < left ? p[2 * i + 1] : 0u;
+      words[i] = even | odd << 16;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kChunkColumns / 2; ++i) {
+    if (type == ScalarType::kBFloat16) {
+      v[2 * i] = __uint_as_float(words[i] << 16);
+      v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    } else {
+      const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+      v[2 * i] = f.x;
+      v[2 * i + 1] = f.y;
+    }
+  }
+}
+
+/// Bits of the largest magnitude: they order as magnitudes do, infinity and NaN last.
+__device__ inline std::uint32_t largest_bits(const float (&v)[kChunkColumns]) {
+  std::uint32_t largest = 0;
+#pragma unroll
+  for (int i = 0; i < kChunkColumns; ++i) {
+    largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
+  }
+  return largest;
+}
+
+/// The power of two between integers and values of a row with this largest magnitude. Magnitudes
+/// below 2^-100 count like it.
+struct RowScale {
+  float to_integer;
+  float to_value;
+  __device__ explicit RowScale(std::uint32_t largest) {
+    constexpr int kIntegerBits = 21;  // of the largest power of two in the row
+    const int exponent = max(static_cast<int>(largest >> 23) - 127, -100);
+    const bool finite = largest < 0x7f800000u;
+    to_integer = finite ? __uint_as_float((127 + kIntegerBits - exponent) << 23) : 0.0f;
+    to_value = finite ? __uint_as_float((127 - kIntegerBits + exponent) << 23)
+                      : __uint_as_float(0x7fc00000u);
+  }
+};
+
+/// Writes the 24 planes of chunk `chunk` of a row to its place in `planes` (kUnitPlaneBytes a unit)
+/// and returns the sum of the 16 integers.
+__device__ inline int write_chunk_planes(const float (&v)[kChunkColumns], float to_integer,
+                                         int chunk, void* planes) {
+  constexpr std::uint32_t kNegabinary = 0xAAAAAAu;
+  std::uint32_t q[kChunkColumns];
+  int sum = 0;
+#pragma unroll
+  for (int i = 0; i < kChunkColumns; ++i) {
+    // An infinity or a NaN times zero is NaN, which becomes the integer 0.
+    const int integer = __float2int_rn(v[i] * to_integer);
+    sum += integer;
+    q[i] = (static_cast<std::uint32_t>(integer) + kNegabinary) ^ kNegabinary;
+  }
+  // A transposition: 16 integers of 24 bits to 24 planes of 16 bits, planes d and d + 16 of them in
+  // the halves of word d.
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const std::uint32_t a = q[i];
+    const std::uint32_t b = q[i + 8];
+    q[i] = __byte_perm(a, b, 0x6240);
+    q[i + 8] = __byte_perm(a, b, 0x7351);
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    if (i & 4) continue;
+    const std::uint32_t a = q[i];
+    const std::uint32_t b = q[i + 4];
+    q[i] = ptx::choose<0x0F0F0F0Fu>(a, b << 4);
+    q[i + 4] = ptx::choose<0x0F0F0F0Fu>(a >> 4, b);
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    if (i & 2) continue;
+    const std::uint32_t a = q[i];
+    const std::uint32_t b = q[i + 2];
+    q[i] = ptx::choose<0x33333333u>(a, b << 2);
+    q[i + 2] = ptx::choose<0x33333333u>(a >> 2, b);
+  }
+#pragma unroll
+  for (int i = 0; i < 16; i += 2) {
+    const std::uint32_t a = q[i];
+    const std::uint32_t b = q[i + 1];
+    q[i] = ptx::choose<0x55555555u>(a, b << 1);
+    q[i + 1] = ptx::choose<0x55555555u>(a >> 1, b);
+  }
+  const int unit = chunk >> 4;
+  const int half = (chunk >> 3) & 1;
+  const int t = (chunk >> 1) & 3;
+  std::uint16_t* out = static_cast<std::uint16_t*>(planes) +
+                       ((unit * kDigitGroups * 32 + t) * 2 + half) * 2 + (chunk & 1);
+#pragma unroll
+  for (int d = 0; d < 8 * kDigitGroups; ++d) {
+    const std::uint32_t word = d < 16 ? q[d] : q[d - 16] >> 16;
+    out[(d / 8 * 32 + d % 8 * 4) * 4] = static_cast<std::uint16_t>(word);
+  }
+  return sum;
+}
+
+/// A block turns one row of x into planes. `scratch` holds 2 * warps words of shared memory;
+/// `planes` may be shared or global. Every thread of the block calls it; the result is the same in
+/// all, and planes in shared memory are visible after it.
+template <int kThreads>
+__device__ inline PlaneScale activations_to_planes(const void* row, ScalarType type,
+                                                   std::int64_t columns, void* planes,
+                                                   std::uint32_t* scratch) {
+  constexpr int kWarps = kThreads / 32;
+  const int thread = threadIdx.x;
+  const int lane = thread % 32;
+  const int warp = thread / 32;
+  const int chunks = static_cast<int>(unit_count(columns)) * (kUnitColumns / kChunkColumns);
+  float first[kChunkColumns];  // the thread's first chunk, kept from the first pass to the second
+  std::uint32_t largest = 0;
+  for (int chunk = thread; chunk < chunks; chunk += kThreads) {
+    float v[kChunkColumns];
+    load_chunk(row, type, static_cast<std::int64_t>(chunk) * kChunkColumns, columns, v);
+    largest = max(largest, largest_bits(v));
+    if (chunk == thread) {
+#pragma unroll
+      for (int i = 0; i < kChunkColumns; ++i) first[i] = v[i];
+    }
+  }
+  largest = __reduce_max_sync(~0u, largest);
+  if (lane == 0) scratch[warp] = largest;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) largest = max(largest, scratch[w]);
+  __syncthreads();
+
+  const RowScale scale(largest);
+  // Sums of 16 integers of 23 bits and a sign, in two parts that 32 bits hold however many there
+  // are.
+  int low = 0;
+  int high = 0;
+  for (int chunk = thread; chunk < chunks; chunk += kThreads) {
+    int sum;
+    if (chunk == thread) {
+      sum = write_chunk_planes(first, scale.to_integer, chunk, planes);
+    } else {
+      float v[kChunkColumns];
+      load_chunk(row, type, static_cast<std::int64_t>(chunk) * kChunkColumns, columns, v);
+      sum = write_chunk_planes(v, scale.to_integer, chunk, planes);
+    }
+    low += sum & 0xffff;
+    high += sum >> 16;
+  }
+  low = __reduce_add_sync(~0u, low);
+  high = __reduce_add_sync(~0u, high);
+  if (lane == 0) {
+    scratch[warp] = static_cast<std::uint32_t>(low);
+    scratch[kWarps + warp] = static_cast<std::uint32_t>(high);
+  }
+  __syncthreads();
+  std::int64_t total = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    total += static_cast<int>(scratch[w]) +
+             (static_cast<std::int64_t>(static_cast<int>(scratch[kWarps + w])) << 16);
+  }
+  return {scale.to_value, static_cast<float>(static_cast<double>(total) * scale.to_value)};
+}
+
+}  // namespace anyprec::cuda

@@ -1,0 +1,58 @@
+#include "kernels/cuda/device.h"
+
+#include <map>
+#include <mutex>
+#include <set>
+#include <utility>
+
+namespace anyprec::cuda {
+namespace {
+
+std::mutex mutex;
+
+}  // namespace
+
+cudaError_t current_device(Device& device) {
+  int index = 0;
+  if (const cudaError_t status = cudaGetDevice(&index); status != cudaSuccess) return status;
+  static std::map<int, Device> known;
+  const std::lock_guard lock(mutex);
+  const auto found = known.find(index);
+  if (found != known.end()) {
+    device = found->second;
+    return cudaSuccess;
+  }
+  Device asked{};
+  asked.index = index;
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(&value, attribute, index);
+  };
+  cudaError_t status = ask(asked.multiprocessors, cudaDevAttrMultiProcessorCount);
+  if (status == cudaSuccess) status = ask(asked.major, cudaDevAttrComputeCapabilityMajor);
+  if (status == cudaSuccess) {
+    status = ask(asked.block_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  }
+  if (status != cudaSuccess) return status;
+  asked.dependent_launches = asked.major >= 9;
+  known[index] = asked;
+  device = asked;
+  return cudaSuccess;
+}
+
+cudaError_t allow_all_shared_memory(const void* kernel, const Device& device) {
+  static std::set<std::pair<const void*, int>> allowed;
+  const std::lock_guard lock(mutex);
+  if (allowed.contains({kernel, device.index})) return cudaSuccess;
+  cudaFuncAttributes attributes{};
+  if (const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+      status != cudaSuccess) {
+    return status;
+  }
+  const int dynamic = device.block_shared_bytes - static_cast<int>(attributes.sharedSizeBytes);
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
+  if (status == cudaSuccess) allowed.insert({kernel, device.index});
+  return status;
+}
+
+}  // namespace anyprec::cuda

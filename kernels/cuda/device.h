@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+namespace anyprec::cuda {
+
+/// What launches need to know of the current device.
+struct Device {
+  int index;
+  int multiprocessors;
+  int major;                ///< of the compute capability
+  int block_shared_bytes;   ///< the most that a block may ask for
+  bool dependent_launches;  ///< programmatic dependent launch
+};
+
+/// The current device; asked once for each.
+cudaError_t current_device(Device& device);
+
+/// Lets `kernel` have as much dynamic shared memory as the current device has; once for each.
+cudaError_t allow_all_shared_memory(const void* kernel, const Device& device);
+
+/// A launch that may start before its predecessor in the stream has ended, where the device can:
+/// the kernel waits by itself (ptx::wait_for_predecessors).
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), const Device& device, dim3 grid, int threads,
+                   int shared_bytes, cudaStream_t stream, const Parameters&... parameters) {
+  const cudaError_t allowed =
+      allow_all_shared_memory(reinterpret_cast<const void*>(kernel), device);
+  if (allowed != cudaSuccess) return allowed;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = device.dependent_launches ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, parameters...);
+}
+
+}  // namespace anyprec::cuda

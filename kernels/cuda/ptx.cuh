@@ -1,0 +1,104 @@
+#pragma once
+
+#include <cstdint>
+
+/// The PTX that the kernels use, by what it does. Where an architecture lacks programmatic
+/// dependent launch, its two calls do nothing.
+namespace anyprec::cuda::ptx {
+
+/// Lets the next kernel of the stream start its preamble.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Waits until all that came before in the stream is done and visible.
+__device__ __forceinline__ void wait_for_predecessors() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// ---- barriers in shared memory (addresses from shared_address) ----
+
+__device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
+  asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(barrier)
+               : "memory");
+}
+
+/// The thread arrives when all its earlier copies (copy_16) have landed.
+__device__ __forceinline__ void barrier_arrive_after_copies(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+#define ANYPREC_MBARRIER_WAIT "mbarrier.try_wait.parity.shared::cta.b64"
+#else
+#define ANYPREC_MBARRIER_WAIT "mbarrier.test_wait.parity.shared::cta.b64"
+#endif
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again_%=:\n" ANYPREC_MBARRIER_WAIT
+      " done, [%0], %1;\n"
+      "@!done bra again_%=;\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+#undef ANYPREC_MBARRIER_WAIT
+}
+
+// ---- copies ----
+
+/// 16 bytes from global to shared memory, both aligned, past the L1 cache.
+__device__ __forceinline__ void copy_16(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// ---- binary tensor cores ----
+
+/// c[16][8] += popcount(a[16][256 bits] & b[256 bits][8]). Lane 4 g + t: a = {row g, first half of
+/// the columns}, {row g + 8, first}, {row g, second}, {row g + 8, second}, word t of each half; b =
+/// words t of both halves of column g; c = rows g and g + 8 of columns 2 t, 2 t + 1.
+__device__ __forceinline__ void binary_mma(std::int32_t (&c)[4], const uint4& a, const uint2& b) {
+  asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+/// The same over 128 columns, one word of a row.
+__device__ __forceinline__ void binary_mma_half(std::int32_t (&c)[4], std::uint32_t a0,
+                                                std::uint32_t a1, std::uint32_t b) {
+  asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc "
+      "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
+// ---- bits ----
+
+/// The Boolean function of three inputs whose value for (a, b, c) is bit 4 a + 2 b + c of kTruth.
+template <int kTruth>
+__device__ __forceinline__ std::uint32_t boolean(std::uint32_t a, std::uint32_t b,
+                                                 std::uint32_t c) {
+  std::uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(kTruth));
+  return d;
+}
+
+/// Bits of a where kMask has ones, of b where it has zeros.
+template <std::uint32_t kMask>
+__device__ __forceinline__ std::uint32_t choose(std::uint32_t a, std::uint32_t b) {
+  return (a & kMask) | (b & ~kMask);
+}
+
+}  // namespace anyprec::cuda::ptx
