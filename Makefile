@@ -117,14 +117,16 @@ GPU_ARCH   ?= $$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head
   | tr -d . | sed 's/^90$$/90a/')-real
 GPU_CMAKE   = CXX=$(GPU_CXX) cmake -G Ninja -S . -B build/gpu -DPython_EXECUTABLE=$(GPU_PYTHON) \
   -Dpybind11_DIR=$$($(GPU_PYTHON) -m pybind11 --cmakedir) -DANYPREC_CUDA=ON -DANYPREC_IN_TREE=ON \
-  -DANYPREC_BENCHMARKS=ON -DANYPREC_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCH) \
+  -DANYPREC_BENCHMARKS=ON -DANYPREC_TESTS=ON -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCH) \
   --log-level=WARNING
 
 gpu-build:
 	@$(GPU_CMAKE)
-	@cmake --build build/gpu -j $(JOBS)
+	@cmake --build build/gpu -j $(JOBS) --target anyprec_python anyprec_torch \
+	  anyprec_bench_cuda test_cuda_kernels
 
 gpu-test: gpu-build ## the tests that need a GPU
+	@build/gpu/tests/cpp/kernels/test_cuda_kernels --gtest_brief=1
 	@PYTHONPATH=python $(GPU_PYTHON) -m pytest -m gpu
 
 gpu-bench: gpu-build ## the operators on the GPU

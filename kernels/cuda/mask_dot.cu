@@ -12,7 +12,11 @@ namespace {
 constexpr int kMostRows = 2;
 constexpr std::int64_t kMostColumns = std::int64_t{1} << 20;  // counts stay in 32 bits
 
-std::optional<MaskDotKernels> kernels_of(const CodebookForm& form, int rows) {
+std::optional<MaskDotKernels> kernels_of(const CodebookForm& form, std::int64_t in_features,
+                                         int rows) {
+  if (form.group_size == 128 && form.lut_bits == 0 && in_features % kUnitColumns == 0) {
+    return mask_dot_bcq_g128(rows);
+  }
   if (form.group_size != 0) return std::nullopt;
   const auto classes = form.cell_groups;
   switch (form.lut_bits) {
@@ -59,7 +63,7 @@ std::optional<SharedPlan> plan_shared(const MaskDotKernels& kernels, unsigned wa
   for (int i = 0; i < kPrecisions; ++i) {
     if (!(wanted >> i & 1)) continue;
     const mask_dot_device::Layout layout(kernels.shape[i], rows, static_cast<int>(units),
-                                         static_cast<int>(block_tiles));
+                                         static_cast<int>(block_tiles), kernels.tile_bytes);
     before_ring = std::max(before_ring, layout.ring);
     stages = std::max(stages, 2 * kernels.shape[i].stage_bytes);
   }
@@ -85,7 +89,7 @@ std::optional<Launch> plan(const Input& input, std::span<const Product> products
   if (input.rows < 1 || input.rows > kMostRows || products.empty()) return std::nullopt;
   const Weights& first = products.front().weights;
   const int rows = static_cast<int>(input.rows);
-  const std::optional<MaskDotKernels> kernels = kernels_of(first.form, rows);
+  const std::optional<MaskDotKernels> kernels = kernels_of(first.form, first.in_features, rows);
   if (!kernels) return std::nullopt;
   for (int i = 0; i < kPrecisions; ++i) {
     if ((wanted >> i & 1) && kernels->precision[i] == nullptr) return std::nullopt;

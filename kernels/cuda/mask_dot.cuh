@@ -29,7 +29,7 @@ inline constexpr int kWarps = 8;
 inline constexpr int kThreads = 32 * kWarps;
 static_assert(kThreads == kMaskDotThreads);
 /// Accumulators of a mask are 12 registers.
-inline constexpr int kWarpMasks = 8;
+inline constexpr int kWarpMasks = 7;
 inline constexpr int kMaxStages = 32;
 /// Shared memory that a block may have.
 inline constexpr int kSharedBytes = 112 * 1024;
@@ -66,6 +66,7 @@ struct Tile {
   const std::uint8_t* records;  ///< plane 0, unit 0
   std::int64_t plane_stride;
 };
+static_assert(sizeof(Tile) == kTileBytes);
 struct Shared {
   std::uint64_t full[kWarps * kMaxStages];
   std::uint64_t empty[kWarps * kMaxStages];
@@ -77,9 +78,10 @@ struct Shared {
 struct Layout {
   int tiles, sums, coefficients, planes, ring;
   /// block_tiles: the most tiles of a block; rows: of x.
-  __host__ __device__ Layout(const MaskDotShape& shape, int rows, int units, int block_tiles) {
+  __host__ __device__ Layout(const MaskDotShape& shape, int rows, int units, int block_tiles,
+                             int tile_bytes) {
     tiles = round(static_cast<int>(sizeof(Shared)));
-    sums = tiles + round(block_tiles * static_cast<int>(sizeof(Tile)));
+    sums = tiles + round(block_tiles * tile_bytes);
     coefficients = sums + round(block_tiles * shape.partial_sums * kTileRows * rows * 4);
     planes = coefficients + round(block_tiles * shape.coefficients * kTileRows * 4);
     ring = planes + round(units * rows * kUnitPlaneBytes);
@@ -292,6 +294,58 @@ __device__ __forceinline__ void copy_step(const Tile* tiles, Source& from, int u
   }
 }
 
+/// Planes of the rows of x into shared memory, from global memory or from x.
+template <int kRows>
+__device__ __forceinline__ void take_activations(const MaskDotArgs& args, char* planes,
+                                                 Shared& fixed) {
+  for (int m = 0; m < kRows; ++m) {
+    char* to = planes + m * args.units * kUnitPlaneBytes;
+    PlaneScale scale;
+    if (args.x_planes != nullptr) {
+      const uint4* from = static_cast<const uint4*>(args.x_planes) +
+                          static_cast<std::int64_t>(m) * args.units * (kUnitPlaneBytes / 16);
+      for (int i = threadIdx.x; i < args.units * (kUnitPlaneBytes / 16); i += kThreads) {
+        reinterpret_cast<uint4*>(to)[i] = from[i];
+      }
+      scale = {args.x_scales[2 * m], args.x_scales[2 * m + 1]};
+    } else {
+      const int bytes = args.type == ScalarType::kFloat32 ? 4 : 2;
+      scale = activations_to_planes<kThreads>(
+          static_cast<const char*>(args.x) + m * args.x_stride * bytes, args.type, args.columns, to,
+          fixed.scratch);
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) fixed.scale[m] = scale;
+  }
+  __syncthreads();
+}
+
+/// Adds the partial sums up in their order and writes y. constant(tile, row): what goes with the
+/// sum of x.
+template <int kRows, int kPartials, class Constant>
+__device__ __forceinline__ void finish(const MaskDotArgs& args, const TileRange& range,
+                                       const float* sums, const Shared& fixed,
+                                       const Constant& constant) {
+  const int count = range.end - range.begin;
+  for (int i = threadIdx.x; i < count * kTileRows * kRows; i += kThreads) {
+    const int r = i % kTileRows;
+    const int m = i / kTileRows % kRows;
+    const int tile = i / (kTileRows * kRows);
+    const MaskDotProduct& product = product_of(args, range.begin + tile);
+    const int n = (range.begin + tile - product.tile_begin) * kTileRows + r;
+    if (n >= product.rows) continue;
+    const PlaneScale scale = fixed.scale[m];
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int p = 0; p < kPartials; ++p) {
+      sum += sums[((tile * kPartials + p) * kRows + m) * kTileRows + r];
+    }
+    float y = fmaf(constant(tile, r), scale.sum, sum * scale.step);
+    if (product.bias != nullptr) y += load_scalar(product.bias, args.type, n);
+    store_scalar(product.y, args.type, m * product.y_stride + n, y);
+  }
+}
+
 template <class Set, int kRows>
 struct Block {
   using Division = Teams<Set, kRows>;
@@ -311,7 +365,8 @@ struct Block {
   __device__ __forceinline__ Block(const MaskDotArgs& a, char* memory)
       : args(a),
         shared(memory),
-        layout(Division::shape(), kRows, a.units, (a.tiles + gridDim.x - 1) / gridDim.x),
+        layout(Division::shape(), kRows, a.units, (a.tiles + gridDim.x - 1) / gridDim.x,
+               kTileBytes),
         range(a.tiles) {
     const int warp = threadIdx.x / 32;
     const int in_team = warp % Division::kRoles;
@@ -381,29 +436,6 @@ struct Block {
     }
   }
 
-  __device__ __forceinline__ void take_activations() {
-    for (int m = 0; m < kRows; ++m) {
-      char* to = shared + layout.planes + m * args.units * kUnitPlaneBytes;
-      PlaneScale scale;
-      if (args.x_planes != nullptr) {
-        const uint4* from = static_cast<const uint4*>(args.x_planes) +
-                            static_cast<std::int64_t>(m) * args.units * (kUnitPlaneBytes / 16);
-        for (int i = threadIdx.x; i < args.units * (kUnitPlaneBytes / 16); i += kThreads) {
-          reinterpret_cast<uint4*>(to)[i] = from[i];
-        }
-        scale = {args.x_scales[2 * m], args.x_scales[2 * m + 1]};
-      } else {
-        const int bytes = args.type == ScalarType::kFloat32 ? 4 : 2;
-        scale = activations_to_planes<kThreads>(
-            static_cast<const char*>(args.x) + m * args.x_stride * bytes, args.type, args.columns,
-            to, fixed().scratch);
-        __syncthreads();
-      }
-      if (threadIdx.x == 0) fixed().scale[m] = scale;
-    }
-    __syncthreads();
-  }
-
   template <int kRole>
   __device__ __forceinline__ void walk() {
     const int lane = threadIdx.x % 32;
@@ -456,37 +488,18 @@ struct Block {
     }
   }
 
-  __device__ __forceinline__ void finish() {
-    const int count = range.end - range.begin;
-    for (int i = threadIdx.x; i < count * kTileRows * kRows; i += kThreads) {
-      const int r = i % kTileRows;
-      const int m = i / kTileRows % kRows;
-      const int tile = i / (kTileRows * kRows);
-      const MaskDotProduct& product = product_of(args, range.begin + tile);
-      const int n = (range.begin + tile - product.tile_begin) * kTileRows + r;
-      if (n >= product.rows) continue;
-      const PlaneScale scale = fixed().scale[m];
-      float sum = 0.0f;
-#pragma unroll 4
-      for (int p = 0; p < kPartials; ++p) {
-        sum += sums()[((tile * kPartials + p) * kRows + m) * kTileRows + r];
-      }
-      float y = fmaf(coefficients()[tile * Set::kCoefficients * kTileRows + r], scale.sum,
-                     sum * scale.step);
-      if (product.bias != nullptr) y += load_scalar(product.bias, args.type, n);
-      store_scalar(product.y, args.type, m * product.y_stride + n, y);
-    }
-  }
-
   __device__ __forceinline__ void run() {
     prepare();
     ptx::wait_for_predecessors();
-    take_activations();
+    take_activations<kRows>(args, shared + layout.planes, fixed());
     unroll<0, Division::kMaskRoles>([&](auto r) {
       if (Division::kMaskRoles == 1 || role == r()) walk<r()>();
     });
     __syncthreads();
-    finish();
+    const float* first = coefficients();
+    finish<kRows, kPartials>(args, range, sums(), fixed(), [&](int tile, int r) {
+      return first[tile * Set::kCoefficients * kTileRows + r];
+    });
   }
 };
 
@@ -521,7 +534,8 @@ template <int kLutBits, CellGroups kGroups, int kRows, int... kIndex>
 MaskDotKernels describe(std::integer_sequence<int, kIndex...>) {
   return {{kernel<SetOf<kLutBits, kGroups, kMinPrecision + kIndex>, kRows>...},
           any_precision_kernel<kLutBits, kGroups, kRows>,
-          {Teams<SetOf<kLutBits, kGroups, kMinPrecision + kIndex>, kRows>::shape()...}};
+          {Teams<SetOf<kLutBits, kGroups, kMinPrecision + kIndex>, kRows>::shape()...},
+          kTileBytes};
 }
 
 /// The kernels of a form for `rows` (1 or 2) rows of x.

@@ -10,8 +10,9 @@
 namespace anyprec::cuda {
 
 /// Whether the mask-dot kernel (mask_dot.cuh) computes these products: one or two rows of x; tables
-/// of up to four bits, with signed planes by class below them; no groups along K; and a K whose
-/// planes of x fit in shared memory. `products` agree in K, form and precision.
+/// of up to four bits, with signed planes by class below them; no groups along K, or binary coding
+/// by groups of 128 columns; and a K whose planes of x fit in shared memory. `products` agree in K,
+/// form and precision.
 bool mask_dot_serves(const Input& input, std::span<const Product> products, const Device& device);
 
 /// The products, in one launch. planes: of the input's rows, or null pointers.

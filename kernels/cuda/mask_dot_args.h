@@ -52,11 +52,16 @@ struct MaskDotKernels {
   Kernel precision[kPrecisions];
   Kernel any_precision;
   MaskDotShape shape[kPrecisions];
+  int tile_bytes;  ///< in shared memory
 };
+inline constexpr int kTileBytes = 16;
+inline constexpr int kGroupTileBytes = 40;
 
 // One source a codebook form (mask_dot_*.cu); rows: 1 or 2 rows of x.
-MaskDotKernels mask_dot_full(int rows);    ///< L = 8, b <= 4
-MaskDotKernels mask_dot_bcq(int rows);     ///< L = 0
+MaskDotKernels mask_dot_full(int rows);  ///< L = 8, b <= 4
+MaskDotKernels mask_dot_bcq(int rows);   ///< L = 0
+/// L = 0 with groups of 128 columns: K a multiple of 256.
+MaskDotKernels mask_dot_bcq_g128(int rows);
 MaskDotKernels mask_dot_l2(int rows);      ///< L = 2, one class
 MaskDotKernels mask_dot_l3(int rows);      ///< L = 3, one class
 MaskDotKernels mask_dot_l3_io(int rows);   ///< L = 3, io

@@ -63,6 +63,11 @@ __device__ __forceinline__ void copy_16(std::uint32_t shared, const void* global
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
 
+/// 4 bytes.
+__device__ __forceinline__ void copy_4(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
 // ---- binary tensor cores ----
 
 /// c[16][8] += popcount(a[16][256 bits] & b[256 bits][8]). Lane 4 g + t: a = {row g, first half of
