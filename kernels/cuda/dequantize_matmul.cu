@@ -34,6 +34,22 @@ cudaError_t status_of(cublasStatus_t status) {
   return status == CUBLAS_STATUS_ALLOC_FAILED ? cudaErrorMemoryAllocation : cudaErrorUnknown;
 }
 
+/// Sums in fp32 from end to end: by default cuBLAS may add partial sums up in half precision.
+class FullPrecisionSums {
+ public:
+  explicit FullPrecisionSums(cublasHandle_t handle) : handle_(handle) {
+    cublasGetMathMode(handle, &before_);
+    cublasSetMathMode(handle, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
+  }
+  ~FullPrecisionSums() { cublasSetMathMode(handle_, before_); }
+  FullPrecisionSums(const FullPrecisionSums&) = delete;
+  FullPrecisionSums& operator=(const FullPrecisionSums&) = delete;
+
+ private:
+  cublasHandle_t handle_;
+  cublasMath_t before_ = CUBLAS_DEFAULT_MATH;
+};
+
 /// y[m][n] = bias[n].
 __global__ void fill_bias_kernel(const void* bias, void* y, std::int64_t y_stride,
                                  std::int64_t out_features, ScalarType type) {
@@ -58,6 +74,7 @@ cudaError_t dequantize_matmul(const Input& input, std::span<const Product> produ
                               const Workspace& workspace, cudaStream_t stream) {
   const cudaError_t set = status_of(cublasSetStream(workspace.cublas, stream));
   if (set != cudaSuccess) return set;
+  const FullPrecisionSums full_precision(workspace.cublas);
   const cudaDataType_t type = cublas_type(input.type);
   for (const Product& product : products) {
     const Weights& weights = product.weights;

@@ -28,7 +28,7 @@ namespace anyprec::cuda::mask_dot_device {
 inline constexpr int kWarps = 8;
 inline constexpr int kThreads = 32 * kWarps;
 static_assert(kThreads == kMaskDotThreads);
-/// Accumulators of a mask are 12 registers.
+/// Accumulators of a mask are 12 registers: more masks are divided among warps.
 inline constexpr int kWarpMasks = 7;
 inline constexpr int kMaxStages = 32;
 /// Shared memory that a block may have.
@@ -45,6 +45,10 @@ __device__ __forceinline__ void unroll(const Body& body) {
   }
 }
 
+/// What a block asks into the L2 cache beyond its rings before it waits for its predecessor: memory
+/// is idle from then until x is there.
+inline constexpr int kPrefetchBytes = 48 * 1024;
+
 /// How the warps of a block divide the work on M rows of x.
 template <class Set, int kRows>
 struct Teams {
@@ -53,7 +57,7 @@ struct Teams {
                                                                     : 4;
   static constexpr int kRoles = kMaskRoles * kRows;
   static constexpr int kTeams = kWarps / kRoles;
-  static_assert(kTeams >= 1 && Set::kMasks <= 4 * kWarpMasks);
+  static_assert(kTeams >= 1 && Set::kMasks <= 4 * (kWarpMasks + 1));
   static constexpr int first_mask(int role) { return Set::kMasks * role / kMaskRoles; }
   static constexpr int kStageBytes = Set::kPrecision * kRecordBytes;
   static constexpr MaskDotShape shape() {
@@ -346,6 +350,22 @@ __device__ __forceinline__ void finish(const MaskDotArgs& args, const TileRange&
   }
 }
 
+/// A whole warp asks for the planes of the `count` steps from `from` on.
+template <int kPrecision, class AnyTile>
+__device__ __forceinline__ void prefetch_steps(const AnyTile* tiles, const Source& from, int units,
+                                               int count) {
+  constexpr int kLines = kPrecision * kRecordBytes / ptx::kLineBytes;  // of a step
+  for (int i = threadIdx.x % 32; i < count * kLines; i += 32) {
+    const int step = from.unit + i / kLines;
+    const int line = i % kLines;
+    const AnyTile& tile = tiles[from.tile + step / units];
+    constexpr int kRecordLines = kRecordBytes / ptx::kLineBytes;
+    ptx::prefetch_line(tile.records + static_cast<std::int64_t>(step % units) * kRecordBytes +
+                       line / kRecordLines * tile.plane_stride +
+                       line % kRecordLines * ptx::kLineBytes);
+  }
+}
+
 template <class Set, int kRows>
 struct Block {
   using Division = Teams<Set, kRows>;
@@ -404,7 +424,7 @@ struct Block {
   __device__ __forceinline__ void prepare() {
     for (int i = threadIdx.x; i < kWarps * kMaxStages; i += kThreads) {
       ptx::barrier_init(ptx::shared_address(&fixed().full[i]), 32);
-      ptx::barrier_init(ptx::shared_address(&fixed().empty[i]), Division::kRoles);
+      ptx::barrier_init(ptx::shared_address(&fixed().empty[i]), 32 * Division::kRoles);
     }
     const int count = range.end - range.begin;
     for (int i = threadIdx.x; i < count; i += kThreads) {
@@ -418,6 +438,9 @@ struct Block {
     if (role == 0 && row == 0) {
       const int first = min(stages, steps.end - steps.begin);
       for (int s = 0; s < first; ++s) copy_into(s);
+      constexpr int kAhead = kPrefetchBytes / (Division::kTeams * Division::kStageBytes);
+      prefetch_steps<Set::kPrecision>(tiles(), next, args.units,
+                                      min(kAhead, steps.end - steps.begin - first));
     }
     for (int i = threadIdx.x; i < count * kPartials * kTileRows * kRows; i += kThreads) {
       sums()[i] = 0.0f;
@@ -460,7 +483,7 @@ struct Block {
       } else {
         // The first warp of a team refills the stage before this one: the others are most likely
         // done with it.
-        if (lane == 0) ptx::barrier_arrive(empty(index));
+        ptx::barrier_arrive(empty(index));
         if (kRole == 0 && row == 0 && s > steps.begin && s - 1 + stages < steps.end) {
           ptx::barrier_wait(empty(previous), previous_parity);
           __syncwarp();

@@ -106,7 +106,7 @@ struct GroupBlock {
   __device__ __forceinline__ void prepare() {
     for (int i = threadIdx.x; i < kWarps * kMaxStages; i += kThreads) {
       ptx::barrier_init(ptx::shared_address(&fixed().full[i]), 32);
-      ptx::barrier_init(ptx::shared_address(&fixed().empty[i]), kRows);
+      ptx::barrier_init(ptx::shared_address(&fixed().empty[i]), 32 * kRows);
     }
     const int count = range.end - range.begin;
     for (int i = threadIdx.x; i < count; i += kThreads) {
@@ -124,6 +124,8 @@ struct GroupBlock {
     if (row == 0) {
       const int first = min(stages, end - begin);
       for (int s = 0; s < first; ++s) copy_into(s);
+      constexpr int kAhead = kPrefetchBytes / (kTeams * kStageBytes);
+      prefetch_steps<kPrecision>(tiles(), next, args.units, min(kAhead, end - begin - first));
     }
     for (int i = threadIdx.x; i < count * kTeams * kTileRows * kRows; i += kThreads) {
       sums()[i] = 0.0f;
@@ -200,7 +202,7 @@ struct GroupBlock {
       __syncwarp();
       add_step(stage(index), x + unit * (kDigitGroups * 32), sum);
       __syncwarp();
-      if (kRows > 1 && lane == 0) ptx::barrier_arrive(empty(index));
+      if (kRows > 1) ptx::barrier_arrive(empty(index));
       if (row == 0 && s + stages < end) {
         if (kRows > 1) {
           ptx::barrier_wait(empty(index), parity);
