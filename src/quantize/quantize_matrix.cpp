@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "anyprec/quantize.h"
+#include "src/quantize/kernels.h"
 #include "src/quantize/kmeans_1d.h"
 #include "src/quantize/sorted_points.h"
-#include "src/quantize/split.h"
 #include "src/quantize/validate.h"
 
 namespace anyprec {
@@ -68,16 +68,12 @@ void cluster(const QuantizeOptions& options, Scratch& scratch) {
   const SortedPoints& points = scratch.points;
   scratch.borders.resize((std::size_t{1} << options.seed_precision) + 1);
   scratch.kmeans.fit(points.value, points.mass, scratch.borders);
+  const quantize::Kernels& kernels = quantize::kernels_for(cpu::selected_isa());
   for (int b = options.seed_precision; b < options.parent_precision; ++b) {
     const std::size_t clusters = std::size_t{1} << b;
     scratch.children.resize(2 * clusters + 1);
-    for (std::size_t c = 0; c < clusters; ++c) {
-      const std::int64_t begin = scratch.borders[c];
-      const std::int64_t end = scratch.borders[c + 1];
-      scratch.children[2 * c] = begin;
-      scratch.children[2 * c + 1] = quantize::best_split(points.value, points.mass, begin, end);
-    }
-    scratch.children[2 * clusters] = scratch.borders[clusters];
+    kernels.split(points.value.data(), points.mass.data(), scratch.borders.data(),
+                  static_cast<std::int64_t>(clusters), scratch.children.data());
     scratch.borders.swap(scratch.children);
   }
 }

@@ -101,7 +101,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, KMeans1DOnRealRows,
                          kind_name);
 
 TEST(KMeans1D, EveryInstructionSetGivesTheSameBorders) {
-  quantize::KMeans1D portable(quantize::portable_scan_kernels());
+  quantize::KMeans1D portable(quantize::kernels_for(cpu::Isa::kScalar));
   for (std::uint64_t seed = 0; seed < 12; ++seed) {
     const WeightedRow row = heavy_tailed_row(RowKind::kOutliers, 20 + 190 * seed, seed);
     for (const int k : {4, 8, 16, 128}) {
