@@ -41,6 +41,16 @@ struct Candidate {
   std::int64_t index;
 };
 
+/// What is known of clusters, an array of each: [clusters].
+struct ClusterMoments {
+  double* mass;  ///< of its points; 0 where it is empty
+  double* mean;  ///< their weighted mean; where it is empty, what its table entries say
+  // Moments of the sensitivities as given, about the mean.
+  double* sensitivity;
+  double* moment;
+  double* square;
+};
+
 /// Kernels take this many doubles at a time, in every instruction set: kLanes - 1 entries past the
 /// end of every array that they read must be readable.
 inline constexpr std::int64_t kLanes = 8;
@@ -82,6 +92,16 @@ struct Kernels {
   /// [2 * clusters + 1], the borders of the halves. Reads nothing outside the clusters.
   void (*split)(const double* value, const double* mass, const std::int64_t* borders,
                 std::int64_t clusters, std::int64_t* children);
+
+  /// The clusters of points [borders[c], borders[c + 1]). An empty one, which must not be the first,
+  /// has its predecessor's mean. Reads nothing outside the clusters.
+  void (*leaves)(const double* value, const double* mass, const double* sensitivity,
+                 const std::int64_t* borders, std::int64_t clusters, const ClusterMoments& out);
+  /// Merges 2 * pairs clusters in pairs, in place, weighing means by mass. Arrays have room for a
+  /// multiple of 2 * kLanes.
+  void (*merge)(const ClusterMoments& clusters, std::int64_t pairs);
+  /// Writes the means, and returns the sum of sensitivity * (weight - entry)^2.
+  double (*table)(const ClusterMoments& clusters, std::int64_t count, float* entries);
 };
 
 /// isa: one that this machine supports.

@@ -2,6 +2,7 @@
 
 #include "src/quantize/path_kernels_simd.h"
 #include "src/quantize/split_kernel_simd.h"
+#include "src/quantize/table_kernels_simd.h"
 
 namespace anyprec::quantize {
 namespace {
@@ -15,6 +16,18 @@ struct Avx2 {
 
   static ANYPREC_LANES_INLINE Vec load(const double* from) {
     return {_mm256_loadu_pd(from), _mm256_loadu_pd(from + 4)};
+  }
+  static ANYPREC_LANES_INLINE Vec load_even(const double* from) {
+    return {evens(load(from)), evens(load(from + kLanes))};
+  }
+  static ANYPREC_LANES_INLINE Vec load_odd(const double* from) {
+    return {odds(load(from)), odds(load(from + kLanes))};
+  }
+  static ANYPREC_LANES_INLINE __m256d evens(Vec v) {
+    return _mm256_permute4x64_pd(_mm256_unpacklo_pd(v.low, v.high), 0xd8);
+  }
+  static ANYPREC_LANES_INLINE __m256d odds(Vec v) {
+    return _mm256_permute4x64_pd(_mm256_unpackhi_pd(v.low, v.high), 0xd8);
   }
   static ANYPREC_LANES_INLINE Vec load_first(const double* from, std::int64_t count) {
     const __m256i many = _mm256_set1_epi64x(count);
@@ -30,6 +43,19 @@ struct Avx2 {
     alignas(32) double all[kLanes];
     store(all, v);
     for (std::int64_t l = 0; l < count; ++l) to[l] = all[l];
+  }
+  static ANYPREC_LANES_INLINE Vec store_floats(float* to, Vec v, std::int64_t count) {
+    const __m128 low = _mm256_cvtpd_ps(v.low);
+    const __m128 high = _mm256_cvtpd_ps(v.high);
+    alignas(16) float all[kLanes];
+    _mm_store_ps(all, low);
+    _mm_store_ps(all + 4, high);
+    if (count == kLanes) {
+      _mm256_storeu_ps(to, _mm256_set_m128(high, low));
+    } else {
+      for (std::int64_t l = 0; l < count; ++l) to[l] = all[l];
+    }
+    return {_mm256_cvtps_pd(low), _mm256_cvtps_pd(high)};
   }
   static ANYPREC_LANES_INLINE Vec set(double value) {
     return {_mm256_set1_pd(value), _mm256_set1_pd(value)};
@@ -112,7 +138,7 @@ struct Avx2 {
 
 const Kernels& avx2_kernels();
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kKernels{best<Avx2>, block<Avx2>, pairs<Avx2>, relax<Avx2>, spread<Avx2>, split<Avx2>};
+  static constexpr Kernels kKernels{best<Avx2>, block<Avx2>, pairs<Avx2>, relax<Avx2>, spread<Avx2>, split<Avx2>, leaves<Avx2>, merge<Avx2>, table<Avx2>};
   return kKernels;
 }
 

@@ -2,6 +2,7 @@
 
 #include "src/quantize/path_kernels_simd.h"
 #include "src/quantize/split_kernel_simd.h"
+#include "src/quantize/table_kernels_simd.h"
 
 namespace anyprec::quantize {
 namespace {
@@ -10,13 +11,29 @@ struct Avx512 {
   using Vec = __m512d;
   using Mask = __mmask8;
 
+  static ANYPREC_LANES_INLINE Mask first(std::int64_t count) {
+    return static_cast<Mask>(0xffu >> (count < kLanes ? kLanes - count : 0));
+  }
   static ANYPREC_LANES_INLINE Vec load(const double* from) { return _mm512_loadu_pd(from); }
+  static ANYPREC_LANES_INLINE Vec load_even(const double* from) {
+    return _mm512_permutex2var_pd(load(from), _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14),
+                                  load(from + kLanes));
+  }
+  static ANYPREC_LANES_INLINE Vec load_odd(const double* from) {
+    return _mm512_permutex2var_pd(load(from), _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15),
+                                  load(from + kLanes));
+  }
   static ANYPREC_LANES_INLINE Vec load_first(const double* from, std::int64_t count) {
-    return _mm512_maskz_loadu_pd(static_cast<Mask>((1u << count) - 1), from);
+    return _mm512_maskz_loadu_pd(first(count), from);
   }
   static ANYPREC_LANES_INLINE void store(double* to, Vec v) { _mm512_storeu_pd(to, v); }
   static ANYPREC_LANES_INLINE void store_first(double* to, Vec v, std::int64_t count) {
-    _mm512_mask_storeu_pd(to, static_cast<Mask>((1u << count) - 1), v);
+    _mm512_mask_storeu_pd(to, first(count), v);
+  }
+  static ANYPREC_LANES_INLINE Vec store_floats(float* to, Vec v, std::int64_t count) {
+    const __m256 floats = _mm512_cvtpd_ps(v);
+    _mm256_mask_storeu_ps(to, first(count), floats);
+    return _mm512_cvtps_pd(floats);
   }
   static ANYPREC_LANES_INLINE Vec set(double value) { return _mm512_set1_pd(value); }
   static ANYPREC_LANES_INLINE Vec lanes() {
@@ -68,7 +85,7 @@ struct Avx512 {
 
 const Kernels& avx512_kernels();
 const Kernels& avx512_kernels() {
-  static constexpr Kernels kKernels{best<Avx512>, block<Avx512>, pairs<Avx512>, relax<Avx512>, spread<Avx512>, split<Avx512>};
+  static constexpr Kernels kKernels{best<Avx512>, block<Avx512>, pairs<Avx512>, relax<Avx512>, spread<Avx512>, split<Avx512>, leaves<Avx512>, merge<Avx512>, table<Avx512>};
   return kKernels;
 }
 

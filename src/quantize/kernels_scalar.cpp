@@ -1,5 +1,6 @@
 #include "src/quantize/path_kernels_simd.h"
 #include "src/quantize/split_kernel_simd.h"
+#include "src/quantize/table_kernels_simd.h"
 
 namespace anyprec::quantize {
 namespace {
@@ -29,12 +30,22 @@ struct Scalar {
   static Vec load(const double* from) {
     return each([&](int l) { return from[l]; });
   }
+  static Vec load_even(const double* from) {
+    return each([&](int l) { return from[2 * l]; });
+  }
+  static Vec load_odd(const double* from) {
+    return each([&](int l) { return from[2 * l + 1]; });
+  }
   static Vec load_first(const double* from, std::int64_t count) {
     return each([&](int l) { return l < count ? from[l] : 0.0; });
   }
   static void store(double* to, const Vec& v) { store_first(to, v, kLanes); }
   static void store_first(double* to, const Vec& v, std::int64_t count) {
     for (std::int64_t l = 0; l < count; ++l) to[l] = v.lane[l];
+  }
+  static Vec store_floats(float* to, const Vec& v, std::int64_t count) {
+    for (std::int64_t l = 0; l < count; ++l) to[l] = static_cast<float>(v.lane[l]);
+    return each([&](int l) { return static_cast<double>(static_cast<float>(v.lane[l])); });
   }
   static Vec set(double value) {
     return each([&](int) { return value; });
@@ -104,7 +115,7 @@ struct Scalar {
 
 const Kernels& scalar_kernels();
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kKernels{best<Scalar>, block<Scalar>, pairs<Scalar>, relax<Scalar>, spread<Scalar>, split<Scalar>};
+  static constexpr Kernels kKernels{best<Scalar>, block<Scalar>, pairs<Scalar>, relax<Scalar>, spread<Scalar>, split<Scalar>, leaves<Scalar>, merge<Scalar>, table<Scalar>};
   return kKernels;
 }
 

@@ -14,8 +14,10 @@
 /// runs.
 ///
 /// An instruction set provides, as S, on Vec (kLanes doubles) and Mask:
-///   load(from), load_first(from, count)   the latter reads `count` values, and zeros follow
+///   load(from), load_first(from, count)   the latter reads only the first `count`; zeros follow
+///   load_even(from), load_odd(from)       from[0], from[2], ...; from[1], from[3], ...
 ///   store(to, v), store_first(to, v, count)
+///   store_floats(to, v, count)            returns v rounded to float
 ///   set(value), lanes()                   one value in all lanes; 0, 1, 2, ...
 ///   add, sub, mul, div, abs, min          min: the first only where it is less
 ///   less, not_equal, both                 masks

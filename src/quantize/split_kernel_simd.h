@@ -76,9 +76,8 @@ ANYPREC_LANES_INLINE void scan_cuts(const double* value, const double* mass, std
                                     std::int64_t to, double origin, double centroid,
                                     double total_mass, CutSums left, BestCut<S>& best) {
   for (std::int64_t i = from; i < to; i += kLanes) {
-    const std::int64_t n = to - i < kLanes ? to - i : kLanes;
-    const auto cuts =
-        CutLanes<S>::of(S::load_first(value + i, n), S::load_first(mass + i, n), origin, left);
+    const auto cuts = CutLanes<S>::of(S::load_first(value + i, to - i),
+                                      S::load_first(mass + i, to - i), origin, left);
     left = cuts.last();
     best.offer(cuts.mass, cuts.moment, centroid, total_mass, static_cast<double>(i),
                static_cast<double>(to));
@@ -96,9 +95,8 @@ std::int64_t split_directly(const double* value, const double* mass, std::int64_
   CutSums total{0.0, 0.0};
   std::int64_t count = 0;
   for (std::int64_t i = begin; i < end; i += kLanes, ++count) {
-    const std::int64_t n = end - i < kLanes ? end - i : kLanes;
-    cuts[count] =
-        CutLanes<S>::of(S::load_first(value + i, n), S::load_first(mass + i, n), origin, total);
+    cuts[count] = CutLanes<S>::of(S::load_first(value + i, end - i),
+                                  S::load_first(mass + i, end - i), origin, total);
     total = cuts[count].last();
   }
   const double centroid = total.moment / total.mass;
@@ -131,9 +129,8 @@ std::int64_t split_by_blocks(const double* value, const double* mass, std::int64
     auto masses = S::set(0.0);
     auto moments = masses;
     for (std::int64_t i = from; i < to; i += kLanes) {
-      const std::int64_t count = to - i < kLanes ? to - i : kLanes;
-      const auto w = S::load_first(mass + i, count);
-      const auto x = S::load_first(value + i, count);
+      const auto w = S::load_first(mass + i, to - i);
+      const auto x = S::load_first(value + i, to - i);
       masses = S::add(masses, w);
       moments = S::add(moments, S::mul(w, S::sub(x, S::set(origin))));
     }
