@@ -78,8 +78,8 @@ struct Kernels {
   /// points between them. count: a multiple of kPairRun.
   void (*pairs)(const PrefixView& sums, std::int64_t count, double* costs);
 
-  /// One step through such a table: to[b] is the least base[a] + costs[a, b] over a <= b rightwards,
-  /// over a >= b otherwise, and over all a of b's run of kPairRun.
+  /// One step through such a table: to[b] is the least base[a] + costs[a, b] over a <= b
+  /// rightwards, over a >= b otherwise, and over all a of b's run of kPairRun.
   void (*relax)(const double* base, const double* costs, std::int64_t count, bool rightwards,
                 double* to);
 
@@ -88,13 +88,13 @@ struct Kernels {
   void (*spread)(const double* value, const double* mass, double centre, const std::int64_t* edges,
                  const PrefixView& sums, std::int64_t bins, double* out);
 
-  /// Cuts each cluster, the points [borders[c], borders[c + 1]), in two: split.h says how. children:
-  /// [2 * clusters + 1], the borders of the halves. Reads nothing outside the clusters.
+  /// Cuts each cluster, the points [borders[c], borders[c + 1]), in two: split.h says how.
+  /// children: [2 * clusters + 1], the borders of the halves. Reads nothing outside the clusters.
   void (*split)(const double* value, const double* mass, const std::int64_t* borders,
                 std::int64_t clusters, std::int64_t* children);
 
-  /// The clusters of points [borders[c], borders[c + 1]). An empty one, which must not be the first,
-  /// has its predecessor's mean. Reads nothing outside the clusters.
+  /// The clusters of points [borders[c], borders[c + 1]). An empty one, which must not be the
+  /// first, has its predecessor's mean. Reads nothing outside the clusters.
   void (*leaves)(const double* value, const double* mass, const double* sensitivity,
                  const std::int64_t* borders, std::int64_t clusters, const ClusterMoments& out);
   /// Merges 2 * pairs clusters in pairs, in place, weighing means by mass. Arrays have room for a

@@ -138,7 +138,9 @@ struct Avx2 {
 
 const Kernels& avx2_kernels();
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kKernels{best<Avx2>, block<Avx2>, pairs<Avx2>, relax<Avx2>, spread<Avx2>, split<Avx2>, leaves<Avx2>, merge<Avx2>, table<Avx2>};
+  static constexpr Kernels kKernels{best<Avx2>,   block<Avx2>,  pairs<Avx2>,
+                                    relax<Avx2>,  spread<Avx2>, split<Avx2>,
+                                    leaves<Avx2>, merge<Avx2>,  table<Avx2>};
   return kKernels;
 }
 

@@ -51,9 +51,7 @@ struct Avx512 {
   static ANYPREC_LANES_INLINE Mask not_equal(Vec a, Vec b) {
     return _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ);
   }
-  static ANYPREC_LANES_INLINE Mask both(Mask a, Mask b) {
-    return static_cast<Mask>(a & b);
-  }
+  static ANYPREC_LANES_INLINE Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
   static ANYPREC_LANES_INLINE Vec select(Mask mask, Vec yes, Vec no) {
     return _mm512_mask_blend_pd(mask, no, yes);
   }
@@ -85,7 +83,9 @@ struct Avx512 {
 
 const Kernels& avx512_kernels();
 const Kernels& avx512_kernels() {
-  static constexpr Kernels kKernels{best<Avx512>, block<Avx512>, pairs<Avx512>, relax<Avx512>, spread<Avx512>, split<Avx512>, leaves<Avx512>, merge<Avx512>, table<Avx512>};
+  static constexpr Kernels kKernels{best<Avx512>,   block<Avx512>,  pairs<Avx512>,
+                                    relax<Avx512>,  spread<Avx512>, split<Avx512>,
+                                    leaves<Avx512>, merge<Avx512>,  table<Avx512>};
   return kKernels;
 }
 

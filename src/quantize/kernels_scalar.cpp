@@ -99,7 +99,8 @@ struct Scalar {
   }
   static Vec running_sum(const Vec& v) {
     const auto above = [](const Vec& x, int lanes) {
-      return each([&](int l) { return l < lanes ? x.lane[l] + 0.0 : x.lane[l] + x.lane[l - lanes]; });
+      return each(
+          [&](int l) { return l < lanes ? x.lane[l] + 0.0 : x.lane[l] + x.lane[l - lanes]; });
     };
     return above(above(above(v, 1), 2), 4);
   }
@@ -115,7 +116,9 @@ struct Scalar {
 
 const Kernels& scalar_kernels();
 const Kernels& scalar_kernels() {
-  static constexpr Kernels kKernels{best<Scalar>, block<Scalar>, pairs<Scalar>, relax<Scalar>, spread<Scalar>, split<Scalar>, leaves<Scalar>, merge<Scalar>, table<Scalar>};
+  static constexpr Kernels kKernels{best<Scalar>,   block<Scalar>,  pairs<Scalar>,
+                                    relax<Scalar>,  spread<Scalar>, split<Scalar>,
+                                    leaves<Scalar>, merge<Scalar>,  table<Scalar>};
   return kKernels;
 }
 

@@ -17,38 +17,21 @@ constexpr double kRoundingRoom = 1e-12;
 
 /// Up to this many clusters the first grid computes the costs between any two of its edges.
 constexpr std::int64_t kMaxClustersOfPairs = 16;
+/// Beyond so many a grid that costs less than the exact program narrows nothing.
+constexpr std::int64_t kMaxClustersOfGrid = 64;
 
 /// Bins of the first grid for each cluster, the fewest, and points for one more; of a later grid
 /// for each cluster and for each window; and the width of windows that the exact program takes as
 /// they are: the fastest by measurement.
 constexpr std::int64_t kBinsPerCluster = 8;
-#ifndef P_kFewestBins
-#define P_kFewestBins 59
-#endif
-constexpr std::int64_t kFewestBins = P_kFewestBins;
-#ifndef P_kPointsPerExtraBin
-#define P_kPointsPerExtraBin 256
-#endif
-constexpr std::int64_t kPointsPerExtraBin = P_kPointsPerExtraBin;
-#ifndef P_kRefinedBins
-#define P_kRefinedBins 12
-#endif
-constexpr std::int64_t kRefinedBins = P_kRefinedBins;
-#ifndef P_kBinsPerWindow
-#define P_kBinsPerWindow 24
-#endif
-constexpr std::int64_t kBinsPerWindow = P_kBinsPerWindow;
-#ifndef P_kExactWidth
-#define P_kExactWidth 256
-#endif
-constexpr std::int64_t kExactWidth = P_kExactWidth;
-constexpr int kRefinements = 3;
+constexpr std::int64_t kFewestBins = 59;
+constexpr std::int64_t kPointsPerExtraBin = 256;
+constexpr std::int64_t kRefinedBins = 12;
+constexpr std::int64_t kBinsPerWindow = 24;
+constexpr std::int64_t kExactWidth = 256;
 
 /// Fewer candidates than this are not worth a search for where the best ones of a run lie.
-#ifndef P_kBlockCandidates
-#define P_kBlockCandidates 8
-#endif
-constexpr std::int64_t kBlockCandidates = P_kBlockCandidates;
+constexpr std::int64_t kBlockCandidates = 8;
 
 /// The first position of a value that is not less than x, looked for from `near` outwards.
 std::int64_t first_from(std::span<const double> value, std::int64_t near, double x) {
@@ -96,10 +79,7 @@ struct Layer {
 
   /// All b in [first, last], whose best a are in [low, high]: they rise with b.
   void solve(std::int64_t first, std::int64_t last, std::int64_t low, std::int64_t high) const {
-    #ifndef P_T
-#define P_T kLanes
-#endif
-    while (last - first >= P_T && high - low >= kBlockCandidates) {
+    while (last - first >= kLanes && high - low >= kBlockCandidates) {
       const std::int64_t half = (last - first + kLanes) / (2 * kLanes) * kLanes;
       const std::int64_t middle = best(first + half, low, high);
       solve(first, first + half - 1, low, middle);
@@ -114,6 +94,12 @@ struct Layer {
 }  // namespace
 
 KMeans1D::KMeans1D(const Kernels& kernels) : kernels_(kernels) {}
+
+std::int64_t KMeans1D::total_width() const {
+  std::int64_t total = 0;
+  for (const Window& window : windows_) total += window.high - window.low;
+  return total;
+}
 
 std::int64_t KMeans1D::widest_window() const {
   std::int64_t widest = 0;
@@ -215,8 +201,8 @@ void KMeans1D::gather_edges(std::span<const double> value, std::span<const doubl
                   edge_sums_.view(), edges - 1, spread_.data());
 }
 
-inline double KMeans1D::bin_slack(std::span<const double> value, std::int64_t i, std::int64_t leftmost,
-                           std::int64_t rightmost) const {
+inline double KMeans1D::bin_slack(std::span<const double> value, std::int64_t i,
+                                  std::int64_t leftmost, std::int64_t rightmost) const {
   // The border lies between edges i and i + 1, midway between the centroids, each of which is at
   // most as far out as the mean up to the bin of all that its cluster may have.
   const auto m = static_cast<std::int64_t>(value.size());
@@ -234,7 +220,52 @@ inline double KMeans1D::bin_slack(std::span<const double> value, std::int64_t i,
   return 2.0 * std::max(0.0, std::min(high - left, right - low)) * spread_[i];
 }
 
-void KMeans1D::bound_on_all_edges(std::span<const double> value) {
+void KMeans1D::limit_reach(std::span<const double> value) {
+  // No cluster of an optimum costs more than all of a partition into equally many bins.
+  const std::int64_t last = static_cast<std::int64_t>(edges_.size()) - 1;
+  const PrefixView sums = edge_sums_.view();
+  double known = 0.0;
+  for (std::int64_t j = 0; j < clusters(); ++j) {
+    known += segment_cost(sums[j * last / clusters()], sums[(j + 1) * last / clusters()]);
+  }
+  const double limit =
+      known * (1.0 + kRelativeRoom) + (sums.square[last] - sums.square[0]) * kRoundingRoom;
+
+  // Clusters that end at edge i or after it do not begin before edge left_reach_[i], and clusters
+  // that begin at edge i or before it do not end after edge right_reach_[i].
+  left_reach_.resize(edges_.size());
+  right_reach_.resize(edges_.size());
+  std::int64_t left = 0;
+  std::int64_t right = 0;
+  for (std::int64_t i = 0; i <= last; ++i) {
+    while (left + 1 < i && segment_cost(sums[left + 1], sums[i]) > limit) ++left;
+    right = std::max(right, std::min(i + 1, last));
+    while (right < last && segment_cost(sums[i], sums[right]) <= limit) ++right;
+    left_reach_[i] = left;
+    right_reach_[i] = right;
+  }
+
+  edge_slack_.resize(edges_.size());
+  double before = 0.0;
+  for (std::int64_t i = 0; i < last; ++i) {
+    const double slack = bin_slack(value, i, edges_[left_reach_[i]], edges_[right_reach_[i + 1]]);
+    edge_slack_[i] = std::max(before, slack);
+    before = slack;
+  }
+  edge_slack_[last] = before;
+
+  std::int64_t farthest = 0;
+  std::int64_t nearest = last;
+  for (std::int64_t j = 1; j < clusters(); ++j) {
+    farthest = right_reach_[farthest];
+    nearest = left_reach_[nearest];
+    windows_[j].high = std::min(windows_[j].high, edges_[farthest]);
+    Window& mirrored = windows_[clusters() - j];
+    mirrored.low = std::max(mirrored.low, edges_[nearest]);
+  }
+}
+
+void KMeans1D::bound_on_all_edges() {
   const auto edges = static_cast<std::int64_t>(edges_.size());
   // Copies of the last edge make the last run whole.
   const std::int64_t count = (edges + kPairRun - 1) / kPairRun * kPairRun;
@@ -242,31 +273,8 @@ void KMeans1D::bound_on_all_edges(std::span<const double> value) {
   pair_costs_.resize(static_cast<std::size_t>(count * count));
   kernels_.pairs(edge_sums_.view(), count, pair_costs_.data());
 
-  // No cluster of an optimum costs more than all of a partition into equally many bins.
-  double known = 0.0;
-  for (std::int64_t j = 0; j < clusters(); ++j) {
-    const std::int64_t begin = j * (edges - 1) / clusters();
-    const std::int64_t end = (j + 1) * (edges - 1) / clusters();
-    known += pair_costs_[begin * count + end];
-  }
-  const PrefixView prefix = points_.view();
-  const auto m = static_cast<std::int64_t>(value.size());
-  const double limit =
-      known * (1.0 + kRelativeRoom) + (prefix.square[m] - prefix.square[0]) * kRoundingRoom;
-  slack_.assign(static_cast<std::size_t>(count), 0.0);
-  std::int64_t left = 0;
-  std::int64_t right = 0;
-  double last = 0.0;
-  for (std::int64_t i = 0; i + 1 < edges; ++i) {
-    while (left < i && pair_costs_[(left + 1) * count + i] > limit) ++left;
-    right = std::max(right, i + 1);
-    while (right + 1 < edges && pair_costs_[(i + 1) * count + right] <= limit) ++right;
-    const double slack = bin_slack(value, i, edges_[left], edges_[right]);
-    slack_[i] = std::max(last, slack);
-    last = slack;
-  }
-  slack_[edges - 1] = last;
-
+  slack_ = edge_slack_;
+  slack_.resize(static_cast<std::size_t>(count), 0.0);
   ranges_.assign(windows_.size(), {0, edges - 1});
   offsets_.resize(windows_.size());
   for (std::int64_t j = 1; j <= clusters(); ++j) offsets_[j] = (j - 1) * count;
@@ -295,7 +303,7 @@ void KMeans1D::bound_on_all_edges(std::span<const double> value) {
   }
 }
 
-void KMeans1D::bound_in_windows(std::span<const double> value) {
+void KMeans1D::bound_in_windows(std::span<const double> value, bool first) {
   const auto m = static_cast<std::int64_t>(value.size());
   const auto edges = static_cast<std::int64_t>(edges_.size());
   ranges_.resize(windows_.size());
@@ -311,10 +319,14 @@ void KMeans1D::bound_in_windows(std::span<const double> value) {
     mirror_ranges_[clusters() - j] = {edges - 1 - high, edges - 1 - low};
     offsets_[j + 1] = offsets_[j] + high - low + 1;
   }
-  const std::int64_t size = offsets_[clusters()];
-  slack_.resize(static_cast<std::size_t>(size));
+  slack_.resize(static_cast<std::size_t>(offsets_[clusters()]));
   for (std::int64_t j = 1; j < clusters(); ++j) {
     double* slack = slack_.data() + offsets_[j] - ranges_[j].low;
+    if (first) {
+      std::copy(edge_slack_.begin() + ranges_[j].low, edge_slack_.begin() + ranges_[j].high + 1,
+                slack + ranges_[j].low);
+      continue;
+    }
     double last = 0.0;
     for (std::int64_t i = ranges_[j].low; i < ranges_[j].high; ++i) {
       const double next = bin_slack(value, i, windows_[j - 1].low, windows_[j + 1].high);
@@ -479,6 +491,29 @@ void KMeans1D::solve_exactly(std::span<std::int64_t> borders) {
   }
 }
 
+void KMeans1D::narrow_by_grids(std::span<const double> value, std::span<const double> mass) {
+  const auto m = static_cast<std::int64_t>(value.size());
+  const std::int64_t fewest = clusters() <= 8 ? kFewestBins : kBinsPerCluster * clusters();
+  const std::int64_t bins = fewest + m / kPointsPerExtraBin;
+  if (2 * bins > m) return;
+  choose_edges(value, bins);
+  gather_edges(value, mass);
+  limit_reach(value);
+  for (bool first = true;; first = false) {
+    const std::int64_t before = total_width();
+    if (first && clusters() <= kMaxClustersOfPairs) {
+      bound_on_all_edges();
+    } else {
+      bound_in_windows(value, first);
+    }
+    narrow(value);
+    // A grid that did little is followed by one that does little.
+    if (widest_window() < kExactWidth || 3 * total_width() > 2 * before) return;
+    refine_edges();
+    gather_edges(value, mass);
+  }
+}
+
 void KMeans1D::fit(std::span<const double> value, std::span<const double> mass,
                    std::span<std::int64_t> borders) {
   const auto m = static_cast<std::int64_t>(value.size());
@@ -496,24 +531,7 @@ void KMeans1D::fit(std::span<const double> value, std::span<const double> mass,
   borders_[wanted] = m;
   known_cost_ = kInfinity;
 
-  const std::int64_t bins =
-      std::max(kFewestBins, wanted > 8 ? kBinsPerCluster * wanted : 1) + m / kPointsPerExtraBin;
-  if (2 * bins <= m) {
-    choose_edges(value, bins);
-    gather_edges(value, mass);
-    if (wanted <= kMaxClustersOfPairs) {
-      bound_on_all_edges(value);
-    } else {
-      bound_in_windows(value);
-    }
-    narrow(value);
-    for (int level = 0; level < kRefinements && widest_window() >= kExactWidth; ++level) {
-      refine_edges();
-      gather_edges(value, mass);
-      bound_in_windows(value);
-      narrow(value);
-    }
-  }
+  if (wanted <= kMaxClustersOfGrid) narrow_by_grids(value, mass);
   borders[0] = 0;
   borders[wanted] = m;
   solve_exactly(borders);

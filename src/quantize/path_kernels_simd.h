@@ -62,8 +62,7 @@ Candidate best(const double* base, const PrefixView& begins, const PrefixPoint& 
   if (!(cost < kNoWay)) return {kNoWay, 0};
   // The smallest index of the lanes that have it.
   const auto others = S::less(S::set(cost), least);
-  return {cost, static_cast<std::int64_t>(
-                    S::reduce_min(S::select(others, S::set(kNoWay), index)))};
+  return {cost, static_cast<std::int64_t>(S::reduce_min(S::select(others, S::set(kNoWay), index)))};
 }
 
 template <class S>
@@ -142,8 +141,9 @@ void spread(const double* value, const double* mass, double centre, const std::i
   for (std::int64_t i = 0; i < bins; ++i) {
     const double moment = sums.moment[i + 1] - sums.moment[i];
     const auto mean = S::set(centre + moment / (sums.mass[i + 1] - sums.mass[i]));
-    const auto spread_of = [&](const typename S::Vec& x, const typename S::Vec& w)
-        __attribute__((always_inline)) { return S::mul(w, S::abs(S::sub(x, mean))); };
+    const auto spread_of =
+        [&](const typename S::Vec& x, const typename S::Vec& w)
+            __attribute__((always_inline)) { return S::mul(w, S::abs(S::sub(x, mean))); };
     const std::int64_t end = edges[i + 1];
     auto sum = S::set(0.0);
     std::int64_t p = edges[i];
@@ -151,7 +151,8 @@ void spread(const double* value, const double* mass, double centre, const std::i
       sum = S::add(sum, spread_of(S::load(value + p), S::load(mass + p)));
     }
     if (p < end) {
-      sum = S::add(sum, spread_of(S::load_first(value + p, end - p), S::load_first(mass + p, end - p)));
+      sum = S::add(sum,
+                   spread_of(S::load_first(value + p, end - p), S::load_first(mass + p, end - p)));
     }
     out[i] = S::reduce_add(sum);
   }

@@ -21,16 +21,15 @@ struct BestCut {
   typename S::Vec position = S::set(0.0);
 
   /// With the moment t of the left half about the centroid (the right half's is -t), its mass w and
-  /// the mass W of both, a cut lowers the sum of squares by t^2 / w + t^2 / (W - w), which is W times
-  /// the score. Position is that of the cuts, of which only those below `end` count.
+  /// the mass W of both, a cut lowers the sum of squares by t^2 / w + t^2 / (W - w), which is W
+  /// times the score. Position is that of the cuts, of which only those below `end` count.
   ANYPREC_LANES_INLINE void offer(typename S::Vec mass, typename S::Vec moment, double centroid,
                                   double total_mass, double at, double end) {
     const auto positions = S::add(S::lanes(), S::set(at));
     const auto t = S::sub(moment, S::mul(S::set(centroid), mass));
     const auto product = S::mul(mass, S::sub(S::set(total_mass), mass));
     const auto scores = S::div(S::mul(t, t), product);
-    const auto better =
-        S::both(S::less(score, scores), S::less(positions, S::set(end)));
+    const auto better = S::both(S::less(score, scores), S::less(positions, S::set(end)));
     score = S::select(better, scores, score);
     position = S::select(better, positions, position);
   }
@@ -102,8 +101,8 @@ std::int64_t split_directly(const double* value, const double* mass, std::int64_
   const double centroid = total.moment / total.mass;
   BestCut<S> best;
   for (std::int64_t i = 0; i < count; ++i) {
-    best.offer(cuts[i].mass, cuts[i].moment, centroid, total.mass,
-               static_cast<double>(i * kLanes), static_cast<double>(end - begin - 1));
+    best.offer(cuts[i].mass, cuts[i].moment, centroid, total.mass, static_cast<double>(i * kLanes),
+               static_cast<double>(end - begin - 1));
   }
   return begin + 1 + best.leftmost();
 }
@@ -177,7 +176,7 @@ void split(const double* value, const double* mass, const std::int64_t* borders,
     const std::int64_t n = end - begin;
     std::int64_t cut = end;
     if (n > 1) {
-      cut = n <= kLanes        ? split_few<S>(value, mass, begin, end)
+      cut = n <= kLanes      ? split_few<S>(value, mass, begin, end)
             : n < kMaxDirect ? split_directly<S>(value, mass, begin, end)
                              : split_by_blocks<S>(value, mass, begin, end);
     }

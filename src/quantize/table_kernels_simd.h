@@ -15,8 +15,8 @@ ANYPREC_LANES_INLINE typename S::Vec clamp(typename S::Vec v, typename S::Vec lo
   return S::select(S::less(high, v), high, v);
 }
 
-/// Sums are about the first point and the mean is kept between the first and the last, so that means
-/// never fall from one cluster to the next.
+/// Sums are about the first point and the mean is kept between the first and the last, so that
+/// means never fall from one cluster to the next.
 template <class S>
 void leaves(const double* value, const double* mass, const double* sensitivity,
             const std::int64_t* borders, std::int64_t clusters, const ClusterMoments& out) {
@@ -65,12 +65,10 @@ template <class S>
 void merge(const ClusterMoments& clusters, std::int64_t pairs) {
   using Vec = typename S::Vec;
   for (std::int64_t c = 0; c < pairs; c += kLanes) {
-    const auto left_of = [&](const double* array) __attribute__((always_inline)) {
-      return S::load_even(array + 2 * c);
-    };
-    const auto right_of = [&](const double* array) __attribute__((always_inline)) {
-      return S::load_odd(array + 2 * c);
-    };
+    const auto left_of = [&](const double* array)
+                             __attribute__((always_inline)) { return S::load_even(array + 2 * c); };
+    const auto right_of = [&](const double* array)
+                              __attribute__((always_inline)) { return S::load_odd(array + 2 * c); };
     const Vec left_mass = left_of(clusters.mass);
     const Vec right_mass = right_of(clusters.mass);
     const Vec left_mean = left_of(clusters.mean);
@@ -89,10 +87,10 @@ void merge(const ClusterMoments& clusters, std::int64_t pairs) {
     const Vec from_right = S::sub(right_mean, mean);
     const Vec left_shift = S::mul(from_left, left_sensitivity);
     const Vec right_shift = S::mul(from_right, right_sensitivity);
-    const auto moved = [](Vec square, Vec from, Vec moment, Vec shift)
-        __attribute__((always_inline)) {
-          return S::add(square, S::mul(from, S::add(S::add(moment, moment), shift)));
-        };
+    const auto moved = [](Vec square, Vec from, Vec moment,
+                          Vec shift) __attribute__((always_inline)) {
+      return S::add(square, S::mul(from, S::add(S::add(moment, moment), shift)));
+    };
     const Vec moment = S::add(S::add(left_moment, left_shift), S::add(right_moment, right_shift));
     const Vec square = S::add(moved(left_square, from_left, left_moment, left_shift),
                               moved(right_square, from_right, right_moment, right_shift));
@@ -117,8 +115,7 @@ double table(const ClusterMoments& clusters, std::int64_t count, float* entries)
     const auto moment = S::load_first(clusters.moment + c, n);
     const auto linear =
         S::add(S::add(moment, moment), S::mul(shift, S::load_first(clusters.sensitivity + c, n)));
-    errors = S::add(
-        errors, S::add(S::load_first(clusters.square + c, n), S::mul(shift, linear)));
+    errors = S::add(errors, S::add(S::load_first(clusters.square + c, n), S::mul(shift, linear)));
   }
   const double error = S::reduce_add(errors);
   return error < 0.0 ? 0.0 : error;
