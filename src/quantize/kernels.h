@@ -88,8 +88,10 @@ struct Kernels {
   void (*spread)(const double* value, const double* mass, double centre, const std::int64_t* edges,
                  const PrefixView& sums, std::int64_t bins, double* out);
 
-  /// Cuts each cluster, the points [borders[c], borders[c + 1]), in two: split.h says how.
-  /// children: [2 * clusters + 1], the borders of the halves. Reads nothing outside the clusters.
+  /// Cuts each cluster, the points [borders[c], borders[c + 1]), in two so that the weighted sum of
+  /// squared errors of both halves is least; the leftmost cut where several are best. A single
+  /// point goes left. value: rising; mass: positive. children: [2 * clusters + 1], the borders of
+  /// the halves. Reads nothing outside the clusters.
   void (*split)(const double* value, const double* mass, const std::int64_t* borders,
                 std::int64_t clusters, std::int64_t* children);
 
