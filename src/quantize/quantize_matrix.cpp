@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "anyprec/quantize.h"
+#include "src/quantize/kernels.h"
 #include "src/quantize/kmeans_1d.h"
 #include "src/quantize/sorted_points.h"
-#include "src/quantize/split.h"
 #include "src/quantize/validate.h"
 
 namespace anyprec {
@@ -19,14 +19,21 @@ using quantize::KMeans1D;
 using quantize::PointSorter;
 using quantize::SortedPoints;
 
-/// One cluster, and what merging it with others needs.
-struct Cluster {
-  double mass;  ///< of its points; 0 where it is empty
-  double mean;  ///< their weighted mean; where it is empty, what its table entries say
-  // Moments of the sensitivities as given, about the mean.
-  double sensitivity;
-  double moment;
-  double square;
+/// What merging clusters and writing their tables needs.
+class Clusters {
+ public:
+  explicit Clusters(std::size_t count) : count_((count + kRoom - 1) / kRoom * kRoom) {
+    values_.resize(5 * count_);
+  }
+  quantize::ClusterMoments view() {
+    double* const first = values_.data();
+    return {first, first + count_, first + 2 * count_, first + 3 * count_, first + 4 * count_};
+  }
+
+ private:
+  static constexpr std::size_t kRoom = 2 * quantize::kLanes;
+  std::size_t count_;
+  std::vector<double> values_;
 };
 
 /// What one thread needs for a (row, group), kept from one to the next.
@@ -36,7 +43,8 @@ struct Scratch {
   KMeans1D kmeans;
   std::vector<std::int64_t> borders;
   std::vector<std::int64_t> children;
-  std::vector<Cluster> clusters;
+  std::vector<std::uint8_t> steps;
+  Clusters clusters{std::size_t{1} << kMaxPrecision};
 };
 
 /// Lends scratch to as many threads as ask at the same time.
@@ -64,109 +72,32 @@ class ScratchPool {
 };
 
 /// Fits the seed's clusters and splits them up to the parent. scratch.borders: [2^parent + 1].
-void cluster(const QuantizeOptions& options, Scratch& scratch) {
+void cluster(const QuantizeOptions& options, const quantize::Kernels& kernels, Scratch& scratch) {
   const SortedPoints& points = scratch.points;
   scratch.borders.resize((std::size_t{1} << options.seed_precision) + 1);
   scratch.kmeans.fit(points.value, points.mass, scratch.borders);
   for (int b = options.seed_precision; b < options.parent_precision; ++b) {
     const std::size_t clusters = std::size_t{1} << b;
     scratch.children.resize(2 * clusters + 1);
-    for (std::size_t c = 0; c < clusters; ++c) {
-      const std::int64_t begin = scratch.borders[c];
-      const std::int64_t end = scratch.borders[c + 1];
-      scratch.children[2 * c] = begin;
-      scratch.children[2 * c + 1] = quantize::best_split(points.value, points.mass, begin, end);
-    }
-    scratch.children[2 * clusters] = scratch.borders[clusters];
+    kernels.split(points.value.data(), points.mass.data(), scratch.borders.data(),
+                  static_cast<std::int64_t>(clusters), scratch.children.data());
     scratch.borders.swap(scratch.children);
   }
 }
 
-void write_codes(const Scratch& scratch, std::uint8_t* codes) {
+void write_codes(Scratch& scratch, std::uint8_t* codes) {
   const SortedPoints& points = scratch.points;
-  const std::size_t clusters = scratch.borders.size() - 1;
-  for (std::size_t c = 0; c < clusters; ++c) {
-    const std::uint32_t begin = points.first[scratch.borders[c]];
-    const std::uint32_t end = points.first[scratch.borders[c + 1]];
-    for (std::uint32_t i = begin; i < end; ++i) {
-      codes[points.order[i]] = static_cast<std::uint8_t>(c);
-    }
+  const std::size_t n = points.order.size();
+  // By how much the code of each column is above that of the column sorted before it.
+  scratch.steps.assign(n + 1, 0);
+  for (std::size_t c = 1; c + 1 < scratch.borders.size(); ++c) {
+    ++scratch.steps[points.first[scratch.borders[c]]];
   }
-}
-
-/// The cluster of the points [begin, end), at least one. Sums are about the first point and the
-/// mean is kept between the first and the last, so that means never fall from one leaf to the next.
-Cluster make_leaf(const SortedPoints& points, std::int64_t begin, std::int64_t end) {
-  const double origin = points.value[begin];
-  if (end - begin == 1) return {points.mass[begin], origin, points.sensitivity[begin], 0.0, 0.0};
-  Cluster leaf{};
-  double moment = 0.0;
-  for (std::int64_t i = begin; i < end; ++i) {
-    leaf.mass += points.mass[i];
-    moment += points.mass[i] * (points.value[i] - origin);
+  std::uint8_t code = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    code = static_cast<std::uint8_t>(code + scratch.steps[i]);
+    codes[points.order[i]] = code;
   }
-  leaf.mean = std::clamp(origin + moment / leaf.mass, origin, points.value[end - 1]);
-  for (std::int64_t i = begin; i < end; ++i) {
-    const double distance = points.value[i] - leaf.mean;
-    const double weighted = points.sensitivity[i] * distance;
-    leaf.sensitivity += points.sensitivity[i];
-    leaf.moment += weighted;
-    leaf.square += weighted * distance;
-  }
-  return leaf;
-}
-
-void make_leaves(Scratch& scratch) {
-  const std::size_t clusters = scratch.borders.size() - 1;
-  scratch.clusters.resize(clusters);
-  for (std::size_t c = 0; c < clusters; ++c) {
-    const std::int64_t begin = scratch.borders[c];
-    const std::int64_t end = scratch.borders[c + 1];
-    if (begin < end) {
-      scratch.clusters[c] = make_leaf(scratch.points, begin, end);
-    } else {
-      // An empty cluster descends from the right child of a single point (or from a row of fewer
-      // points than seed clusters) and keeps that point's value. The first is never empty.
-      scratch.clusters[c] = {0.0, scratch.clusters[c - 1].mean, 0.0, 0.0, 0.0};
-    }
-  }
-}
-
-/// Table entries of one precision, table: [clusters]. Returns the sum of sensitivity *
-/// (weight - entry)^2.
-double write_table(std::span<const Cluster> clusters, float* table) {
-  double error = 0.0;
-  for (std::size_t c = 0; c < clusters.size(); ++c) {
-    const Cluster& cluster = clusters[c];
-    table[c] = static_cast<float>(cluster.mean);
-    const double shift = cluster.mean - static_cast<double>(table[c]);
-    error += cluster.square + shift * (2.0 * cluster.moment + shift * cluster.sensitivity);
-  }
-  return std::max(error, 0.0);
-}
-
-/// Merges neighbours in pairs, weighing means by mass.
-void merge_pairs(std::vector<Cluster>& clusters) {
-  for (std::size_t c = 0; c < clusters.size() / 2; ++c) {
-    const Cluster& left = clusters[2 * c];
-    const Cluster& right = clusters[2 * c + 1];
-    Cluster both = left;
-    if (right.mass > 0.0) {
-      both.mass = left.mass + right.mass;
-      const double mean = left.mean + (right.mean - left.mean) * (right.mass / both.mass);
-      both.mean = std::clamp(mean, left.mean, right.mean);
-      both.sensitivity = left.sensitivity + right.sensitivity;
-      const double from_left = left.mean - both.mean;
-      const double from_right = right.mean - both.mean;
-      const double left_shift = from_left * left.sensitivity;
-      const double right_shift = from_right * right.sensitivity;
-      both.moment = (left.moment + left_shift) + (right.moment + right_shift);
-      both.square = (left.square + from_left * (2.0 * left.moment + left_shift)) +
-                    (right.square + from_right * (2.0 * right.moment + right_shift));
-    }
-    clusters[c] = both;
-  }
-  clusters.resize(clusters.size() / 2);
 }
 
 /// One (row, group). table_of(b): where the table of precision b goes; errors: [precisions], added
@@ -175,13 +106,18 @@ template <typename TableOf>
 void quantize_group(const float* weights, const float* sensitivities, std::int64_t n,
                     const QuantizeOptions& options, Scratch& scratch, std::uint8_t* codes,
                     const TableOf& table_of, double* errors) {
+  const SortedPoints& points = scratch.points;
+  const quantize::Kernels& kernels = quantize::kernels_for(cpu::selected_isa());
   scratch.sorter.sort(weights, sensitivities, n, scratch.points);
-  cluster(options, scratch);
+  cluster(options, kernels, scratch);
   write_codes(scratch, codes);
-  make_leaves(scratch);
-  for (int b = options.parent_precision; b >= options.lowest_precision; --b) {
-    if (b < options.parent_precision) merge_pairs(scratch.clusters);
-    errors[b - options.lowest_precision] += write_table(scratch.clusters, table_of(b));
+  const quantize::ClusterMoments clusters = scratch.clusters.view();
+  std::int64_t count = std::int64_t{1} << options.parent_precision;
+  kernels.leaves(points.value.data(), points.mass.data(), points.sensitivity.data(),
+                 scratch.borders.data(), count, clusters);
+  for (int b = options.parent_precision; b >= options.lowest_precision; --b, count /= 2) {
+    if (b < options.parent_precision) kernels.merge(clusters, count);
+    errors[b - options.lowest_precision] += kernels.table(clusters, count, table_of(b));
   }
 }
 

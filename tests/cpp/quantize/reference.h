@@ -10,7 +10,18 @@
 #include <utility>
 #include <vector>
 
+#include "anyprec/linear.h"
+
 namespace anyprec::testing {
+
+/// Those that this machine has beside the scalar one.
+inline std::vector<cpu::Isa> vector_isas() {
+  std::vector<cpu::Isa> isas;
+  for (const cpu::Isa isa : {cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAvx512Vbmi}) {
+    if (cpu::isa_supported(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
 
 struct WeightedRow {
   std::vector<double> value;  ///< strictly rising

@@ -101,14 +101,43 @@ INSTANTIATE_TEST_SUITE_P(Kinds, KMeans1DOnRealRows,
                          kind_name);
 
 TEST(KMeans1D, EveryInstructionSetGivesTheSameBorders) {
-  quantize::KMeans1D portable(quantize::portable_scan_kernels());
-  for (std::uint64_t seed = 0; seed < 12; ++seed) {
-    const WeightedRow row = heavy_tailed_row(RowKind::kOutliers, 20 + 190 * seed, seed);
-    for (const int k : {4, 8, 16, 128}) {
-      std::vector<std::int64_t> borders(static_cast<std::size_t>(k) + 1, -1);
-      portable.fit(row.value, row.mass, borders);
-      EXPECT_EQ(borders, fit(row, k)) << "seed " << seed << ", k " << k;
+  quantize::KMeans1D scalar(quantize::kernels_for(cpu::Isa::kScalar));
+  for (const cpu::Isa isa : vector_isas()) {
+    quantize::KMeans1D kmeans(quantize::kernels_for(isa));
+    for (std::uint64_t seed = 0; seed < 12; ++seed) {
+      const WeightedRow row = heavy_tailed_row(RowKind::kOutliers, 20 + 390 * seed, seed);
+      for (const int k : {4, 8, 16, 32, 128}) {
+        std::vector<std::int64_t> expected(static_cast<std::size_t>(k) + 1, -1);
+        std::vector<std::int64_t> borders(static_cast<std::size_t>(k) + 1, -1);
+        scalar.fit(row.value, row.mass, expected);
+        kmeans.fit(row.value, row.mass, borders);
+        EXPECT_EQ(borders, expected) << to_string(isa) << ", seed " << seed << ", k " << k;
+      }
     }
+  }
+}
+
+// A grid of many clusters, whose windows stay wide.
+TEST(KMeans1D, EqualsDynamicProgramWithManyClustersOfManyPoints) {
+  const WeightedRow row = heavy_tailed_row(RowKind::kStudent, 1500, 5);
+  const auto errors = dynamic_program_errors(row, 64);
+  for (const int k : {17, 32, 64}) {
+    const auto best = static_cast<double>(errors[static_cast<std::size_t>(k) - 1]);
+    EXPECT_NEAR(static_cast<double>(partition_error(row, fit(row, k))), best, 1e-9 * best) << k;
+  }
+}
+
+// Many partitions cost nearly the same, so windows stay wide.
+TEST(KMeans1D, EqualsDynamicProgramOnEvenlySpacedPoints) {
+  WeightedRow row;
+  for (int i = 0; i < 2000; ++i) {
+    row.value.push_back(i);
+    row.mass.push_back(1.0);
+  }
+  const auto errors = dynamic_program_errors(row, 16);
+  for (const int k : {7, 8, 13, 16}) {
+    const auto best = static_cast<double>(errors[static_cast<std::size_t>(k) - 1]);
+    EXPECT_NEAR(static_cast<double>(partition_error(row, fit(row, k))), best, 1e-9 * best) << k;
   }
 }
 

@@ -4,14 +4,18 @@
 #include <cstdint>
 #include <random>
 
-#include "src/quantize/split.h"
+#include "src/quantize/kernels.h"
 #include "tests/cpp/quantize/reference.h"
 
 namespace anyprec::testing {
 namespace {
 
 std::int64_t best_split(const WeightedRow& row, std::int64_t begin, std::int64_t end) {
-  return quantize::best_split(row.value, row.mass, begin, end);
+  const std::int64_t borders[] = {begin, end};
+  std::int64_t children[3];
+  quantize::kernels_for(cpu::selected_isa())
+      .split(row.value.data(), row.mass.data(), borders, 1, children);
+  return children[1];
 }
 
 void expect_optimal(const WeightedRow& row, std::int64_t begin, std::int64_t end) {
