@@ -45,10 +45,6 @@ __device__ __forceinline__ void unroll(const Body& body) {
   }
 }
 
-/// What a block asks into the L2 cache beyond its rings before it waits for its predecessor: memory
-/// is idle from then until x is there.
-inline constexpr int kPrefetchBytes = 48 * 1024;
-
 /// How the warps of a block divide the work on M rows of x.
 template <class Set, int kRows>
 struct Teams {
@@ -350,22 +346,6 @@ __device__ __forceinline__ void finish(const MaskDotArgs& args, const TileRange&
   }
 }
 
-/// A whole warp asks for the planes of the `count` steps from `from` on.
-template <int kPrecision, class AnyTile>
-__device__ __forceinline__ void prefetch_steps(const AnyTile* tiles, const Source& from, int units,
-                                               int count) {
-  constexpr int kLines = kPrecision * kRecordBytes / ptx::kLineBytes;  // of a step
-  for (int i = threadIdx.x % 32; i < count * kLines; i += 32) {
-    const int step = from.unit + i / kLines;
-    const int line = i % kLines;
-    const AnyTile& tile = tiles[from.tile + step / units];
-    constexpr int kRecordLines = kRecordBytes / ptx::kLineBytes;
-    ptx::prefetch_line(tile.records + static_cast<std::int64_t>(step % units) * kRecordBytes +
-                       line / kRecordLines * tile.plane_stride +
-                       line % kRecordLines * ptx::kLineBytes);
-  }
-}
-
 template <class Set, int kRows>
 struct Block {
   using Division = Teams<Set, kRows>;
@@ -438,9 +418,6 @@ struct Block {
     if (role == 0 && row == 0) {
       const int first = min(stages, steps.end - steps.begin);
       for (int s = 0; s < first; ++s) copy_into(s);
-      constexpr int kAhead = kPrefetchBytes / (Division::kTeams * Division::kStageBytes);
-      prefetch_steps<Set::kPrecision>(tiles(), next, args.units,
-                                      min(kAhead, steps.end - steps.begin - first));
     }
     for (int i = threadIdx.x; i < count * kPartials * kTileRows * kRows; i += kThreads) {
       sums()[i] = 0.0f;

@@ -124,8 +124,6 @@ struct GroupBlock {
     if (row == 0) {
       const int first = min(stages, end - begin);
       for (int s = 0; s < first; ++s) copy_into(s);
-      constexpr int kAhead = kPrefetchBytes / (kTeams * kStageBytes);
-      prefetch_steps<kPrecision>(tiles(), next, args.units, min(kAhead, end - begin - first));
     }
     for (int i = threadIdx.x; i < count * kTeams * kTileRows * kRows; i += kThreads) {
       sums()[i] = 0.0f;
