@@ -1,16 +1,11 @@
 #include <immintrin.h>
 
-#include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/fixed_words.h"
+#include "kernels/cpu/split_tables.h"
 
-/// AVX2 with FMA and F16C. Tables of 16-bit entries are split into their low and high bytes,
-/// because `pshufb` looks up bytes: from 5 bits up, bytes [0, 2^b) of a table are the low ones and
-/// [2^b, 2^(b+1)) the high ones.
+/// AVX2 with FMA and F16C: `pshufb` looks up bytes of split tables (split_tables.h).
 namespace anyprec::cpu {
 namespace {
-
-ANYPREC_INLINE __m256i both_lanes(const std::uint8_t* bytes) {
-  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-}
 
 /// a where mask is clear, b where it is set; then the other way round.
 ANYPREC_INLINE void choose(__m256i a, __m256i b, __m256i mask, __m256i& first, __m256i& second) {
@@ -19,33 +14,9 @@ ANYPREC_INLINE void choose(__m256i a, __m256i b, __m256i mask, __m256i& first, _
   second = _mm256_xor_si256(b, t);
 }
 
-/// What the nibbles of Avx2::Codes stand for. Bit i of such a nibble of block j comes from the
-/// plane p with p % 4 = i ^ (j % 4), among the (at most four) planes of the codes' lowest bits;
-/// where there is no such plane the bit is another block's. bytes[m][n]: the lowest bits of a b-bit
-/// code whose nibble is n, for j % 4 = m.
-template <int B>
-struct NibbleCodes {
-  alignas(16) std::uint8_t bytes[4][16];
-  constexpr NibbleCodes() : bytes{} {
-    for (int m = 0; m < 4; ++m) {
-      for (int nibble = 0; nibble < 16; ++nibble) {
-        int code = 0;
-        for (int bit = 0; bit < 4 && bit < B; ++bit) {
-          const int plane = B - 1 - bit;
-          code |= (nibble >> ((plane & 3) ^ m) & 1) << bit;
-        }
-        bytes[m][nibble] = static_cast<std::uint8_t>(code);
-      }
-    }
-  }
-};
-template <int B>
-constexpr NibbleCodes<B> kNibbleCodes;
-
 struct Avx2 {
   static constexpr int kUnits = 1;
   static constexpr int kLanes = 8;
-  static constexpr int kScaleCopies = 1;
   static constexpr int kTileW = 3;
   static constexpr int kTileX = 4;
   using Vec = __m256i;
@@ -104,7 +75,7 @@ struct Avx2 {
   /// become the low bits of codes.
   template <int B, int J>
   static ANYPREC_INLINE Vec low_bits(const Codes<B>& codes) {
-    const Vec codes_of = both_lanes(kNibbleCodes<B>.bytes[J & 3]);
+    const Vec codes_of = repeat16(kNibbleCodes<B>.bytes[J & 3]);
     return _mm256_shuffle_epi8(codes_of, nibbles<B, J>(codes));
   }
 
@@ -128,7 +99,7 @@ struct Avx2 {
   template <int kBits>
   static ANYPREC_INLINE Vec look_up_bytes(const std::uint8_t* rows, Vec nibbles, const Vec* masks) {
     if constexpr (kBits == 0) {
-      return _mm256_shuffle_epi8(both_lanes(rows), nibbles);
+      return _mm256_shuffle_epi8(repeat16(rows), nibbles);
     } else {
       return _mm256_blendv_epi8(look_up_bytes<kBits - 1>(rows, nibbles, masks),
                                 look_up_bytes<kBits - 1>(rows + (8 << kBits), nibbles, masks),
@@ -136,9 +107,15 @@ struct Avx2 {
     }
   }
 
-  template <int B, int J, bool kGrouped>
-  static ANYPREC_INLINE void look_up(const Codes<B>& codes, const std::uint8_t* table,
-                                     const std::uint8_t*, Vec& w0, Vec& w1) {
+  template <int B>
+  struct Table {
+    const std::uint8_t* bytes;
+  };
+
+  template <int B, int J>
+  static ANYPREC_INLINE void look_up(const Codes<B>& codes, const Table<B>& entries, Vec& w0,
+                                     Vec& w1) {
+    const std::uint8_t* table = entries.bytes;
     Vec low, high;
     if constexpr (B > 4) {
       const Vec index = low_bits<B, J>(codes);
@@ -148,8 +125,8 @@ struct Avx2 {
       high = look_up_bytes<B - 4>(table + (1 << B), index, masks);
     } else {
       const Vec index = nibbles<B, J>(codes);
-      low = _mm256_shuffle_epi8(both_lanes(table + (J & 3) * 32), index);
-      high = _mm256_shuffle_epi8(both_lanes(table + (J & 3) * 32 + 16), index);
+      low = _mm256_shuffle_epi8(repeat16(table + (J & 3) * 32), index);
+      high = _mm256_shuffle_epi8(repeat16(table + (J & 3) * 32 + 16), index);
     }
     w0 = _mm256_unpacklo_epi8(low, high);
     w1 = _mm256_unpackhi_epi8(low, high);
@@ -165,7 +142,7 @@ struct Avx2 {
                                                    const Vec (&nibbles)[2],
                                                    const Vec (&masks)[2][4], Vec (&bytes)[2]) {
     if constexpr (kBits == 0) {
-      const Vec row = both_lanes(rows);
+      const Vec row = repeat16(rows);
       bytes[0] = _mm256_shuffle_epi8(row, nibbles[0]);
       bytes[1] = _mm256_shuffle_epi8(row, nibbles[1]);
     } else {
@@ -178,8 +155,9 @@ struct Avx2 {
   }
 
   template <int B, int J>
-  static ANYPREC_INLINE void look_up_both(const Codes<B>& codes, const std::uint8_t* table,
+  static ANYPREC_INLINE void look_up_both(const Codes<B>& codes, const Table<B>& entries,
                                           Vec (&w)[2][2]) {
+    const std::uint8_t* table = entries.bytes;
     constexpr int kRowBits = B - 4;
     const Vec index[2] = {low_bits<B, J>(codes), low_bits<B, J + 4>(codes)};
     Vec masks[2][4];
@@ -195,49 +173,22 @@ struct Avx2 {
   }
 
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
-    if (precision <= 4) return arrange_small_table(values, precision, table);
-    const int entries = 1 << precision;
-    const __m128i low_bytes = _mm_set1_epi16(0x00ff);
-    for (int i = 0; i < entries; i += 16) {
-      const __m128i* from = reinterpret_cast<const __m128i*>(values + i);
-      const __m128i a = _mm_loadu_si128(from);
-      const __m128i b = _mm_loadu_si128(from + 1);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(table + i),
-                       _mm_packus_epi16(_mm_and_si128(a, low_bytes), _mm_and_si128(b, low_bytes)));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(table + entries + i),
-                       _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8)));
-    }
+    arrange_split_table(values, precision, table);
   }
 
-  /// Four tables of 16 low and 16 high bytes, indexed by the nibbles of blocks j % 4 = 0 .. 3.
-  static void arrange_small_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
-    const __m128i* from = reinterpret_cast<const __m128i*>(values);
-    const __m128i a = precision == 2 ? _mm_loadl_epi64(from) : _mm_loadu_si128(from);
-    const __m128i b = precision == 4 ? _mm_loadu_si128(from + 1) : _mm_setzero_si128();
-    const __m128i low_bytes = _mm_set1_epi16(0x00ff);
-    const __m128i low = _mm_packus_epi16(_mm_and_si128(a, low_bytes), _mm_and_si128(b, low_bytes));
-    const __m128i high = _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8));
-    const std::uint8_t(*codes)[16] = precision == 2   ? kNibbleCodes<2>.bytes
-                                     : precision == 3 ? kNibbleCodes<3>.bytes
-                                                      : kNibbleCodes<4>.bytes;
-    for (int m = 0; m < 4; ++m) {
-      const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i*>(codes[m]));
-      __m128i* out = reinterpret_cast<__m128i*>(table + m * 32);
-      _mm_storeu_si128(out, _mm_shuffle_epi8(low, order));
-      _mm_storeu_si128(out + 1, _mm_shuffle_epi8(high, order));
-    }
+  static ANYPREC_INLINE Vec dot(Vec w0, Vec w1, const std::int16_t* x0, const std::int16_t* x1) {
+    return _mm256_add_epi32(
+        _mm256_madd_epi16(w0, _mm256_load_si256(reinterpret_cast<const Vec*>(x0))),
+        _mm256_madd_epi16(w1, _mm256_load_si256(reinterpret_cast<const Vec*>(x1))));
   }
-
-  /// `unpack` leaves columns 0-7 and 16-23 of a block in w0, 8-15 and 24-31 in w1.
-  static constexpr int order(int c) { return (c & ~31) + (c & 7) + 2 * (c & 8) + (c & 16) / 2; }
-
-  static ANYPREC_INLINE Float dot(Vec w0, Vec w1, const std::int16_t* x) {
-    const Vec* values = reinterpret_cast<const Vec*>(x);
-    return _mm256_cvtepi32_ps(
-        _mm256_add_epi32(_mm256_madd_epi16(w0, _mm256_load_si256(values)),
-                         _mm256_madd_epi16(w1, _mm256_load_si256(values + 1))));
+  static ANYPREC_INLINE Vec set_words(int v) { return _mm256_set1_epi32(v); }
+  static ANYPREC_INLINE Vec add_words(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
+  template <int kBits>
+  static ANYPREC_INLINE Vec drop_bits(Vec v) {
+    return _mm256_srai_epi32(v, kBits);
   }
-  static ANYPREC_INLINE Float block_scale(const float* scale) { return _mm256_broadcast_ss(scale); }
+  static ANYPREC_INLINE Float to_float(Vec v) { return _mm256_cvtepi32_ps(v); }
+  static ANYPREC_INLINE Vec second_from(Vec a, Vec) { return a; }
   static ANYPREC_INLINE Float group_scale(const float* first, const float*) {
     return _mm256_broadcast_ss(first);
   }
@@ -272,6 +223,6 @@ struct Avx2 {
 
 }  // namespace
 
-const KernelSet& avx2_kernels() { return kKernelSet<Avx2>; }
+const KernelSet& avx2_kernels() { return kKernelSet<Avx2, FixedWords<Avx2>>; }
 
 }  // namespace anyprec::cpu
