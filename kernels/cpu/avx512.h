@@ -19,6 +19,8 @@ ANYPREC_INLINE __m512i select(__m512i mask, __m512i a, __m512i b) {
 struct Avx512 {
   static constexpr int kUnits = 2;
   static constexpr int kLanes = 16;
+  static constexpr bool kPairs = false;
+  static constexpr bool kLargeTables = true;
   static constexpr int kTileW = 4;
   static constexpr int kTileX = 5;
   using Vec = __m512i;
@@ -145,13 +147,46 @@ struct Avx512 {
     return _mm512_mask_blend_epi64(0xf0, a, b);
   }
 
-  template <int B>
-  static constexpr bool kPairs = false;
-
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
     if (precision <= 4) return arrange_split_table(values, precision, table);
     for (int i = 0; i < 1 << precision; i += 32)
       _mm512_storeu_si512(table + 2 * i, _mm512_loadu_si512(values + i));
+  }
+
+  /// The largest magnitude of `count` halves (a multiple of 32), or NaN where one is not finite.
+  static ANYPREC_INLINE float largest_half(const std::uint16_t* halves, int count) {
+    Vec most = _mm512_setzero_si512();
+    for (int i = 0; i < count; i += 32) {
+      const Vec v = _mm512_loadu_si512(halves + i);
+      most = _mm512_max_epu16(most, _mm512_and_si512(v, _mm512_set1_epi16(0x7fff)));
+    }
+    const __m256i half =
+        _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+    const __m128i quarter =
+        _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    // There is an instruction for the least of eight words.
+    const __m128i ones = _mm_set1_epi16(-1);
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(quarter, ones));
+    const __m128i greatest = _mm_xor_si128(least, ones);
+    if (_mm_extract_epi16(greatest, 0) >= 0x7c00) return kNotANumber;
+    return _mm_cvtss_f32(_mm_cvtph_ps(greatest));
+  }
+  static ANYPREC_INLINE Vec fix_sixteen(const std::uint16_t* halves, __m512 factor) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtph_ps(v), factor));
+  }
+
+  /// The fixed-point table of more than 4 bits.
+  static float fixed_large_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
+    const int count = 1 << precision;
+    const float largest = largest_half(halves, count);
+    if (largest != largest) return largest;
+    const __m512 factor = _mm512_set1_ps(largest > 0 ? kTableSteps / largest : 0.0f);
+    for (int i = 0; i < count; i += 16) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(table + 2 * i),
+                          _mm512_cvtepi32_epi16(fix_sixteen(halves + i, factor)));
+    }
+    return largest;
   }
 
   static ANYPREC_INLINE Vec dot(Vec w0, Vec w1, const std::int16_t* x0, const std::int16_t* x1) {

@@ -9,6 +9,15 @@
 /// w0 x0 + w1 x1 has four products of the same fixed_block for every block of codes. A step's sums
 /// of eight blocks of codes stay integers, without their lowest bits so as to fit; then a lane has
 /// one scale.
+///
+/// S (simd_kernels.h) also provides:
+///   dot(w0, w1, x0, x1)       w0 x0 + w1 x1, added up in 32-bit lanes
+///   set_words, add_words, drop_bits<kBits>, to_float
+///                             of 32-bit lanes
+///   group_scale(first, second)
+///                             `first` in the first unit's lanes, `second` in the second's
+///   kLargeTables              whether fixed_large_table(halves, precision, table) makes tables of
+///                             more than 4 bits
 namespace anyprec::cpu {
 namespace {
 
@@ -111,6 +120,9 @@ struct FixedWords {
   }
 
   static float fixed_half_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
+    if constexpr (S::kLargeTables) {
+      if (precision > 4) return S::fixed_large_table(halves, precision, table);
+    }
     float values[1 << kMaxPrecision];
     if (precision == 2) {
       const __m128i four = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(halves));

@@ -90,9 +90,11 @@ struct KernelSet {
   /// halves: the tables hold fp16 bits in `high`; else the two halves of fp32 bits.
   DecodeKernel (*decode)(int precision, bool halves, bool grouped);
 
-  /// acc[i][n] += w[n] * x[i], lane by lane, over one step of columns.
+  /// acc[i][n] += w[n] * x[i], lane by lane, over the first `columns` of a step, a multiple of the
+  /// lanes.
   ///   w: [w_rows, step columns], x: [x_rows, step columns], acc: [x_rows, kTileRows, lanes].
-  void (*multiply)(const float* w, int w_rows, const float* x, std::int64_t x_rows, float* acc);
+  void (*multiply)(const float* w, int w_rows, const float* x, std::int64_t x_rows, int columns,
+                   float* acc);
   /// out[i] = the sum of the lanes of acc[i], for `count` accumulators.
   void (*reduce)(const float* acc, std::int64_t count, float* out);
 };

@@ -17,6 +17,8 @@ ANYPREC_INLINE void choose(__m256i a, __m256i b, __m256i mask, __m256i& first, _
 struct Avx2 {
   static constexpr int kUnits = 1;
   static constexpr int kLanes = 8;
+  static constexpr bool kPairs = true;
+  static constexpr bool kLargeTables = false;
   static constexpr int kTileW = 3;
   static constexpr int kTileX = 4;
   using Vec = __m256i;
@@ -94,16 +96,46 @@ struct Avx2 {
       masks[kBit] = _mm256_slli_epi16(codes.high[kBit], 7 - block_bit(J, B - 5 - kBit));
   }
 
-  /// Looks up bytes in 2^kBits rows of 16: `masks[i]` has bit i of the row in the top bit of a
-  /// byte.
+  /// With many rows of 16 entries, the lowest bit of a row chooses by what `pshufb` does not look
+  /// up: an index whose top bit is set gives zero, and or-ing is cheaper than blending. (Two bits
+  /// would take more registers for indices than there are.)
+  template <int B>
+  static constexpr int kOrBits = B > 6 ? 1 : 0;
+
+  /// at[i]: the nibbles, with the top bit set unless the lowest kOrBits bits of the row are i.
   template <int kBits>
-  static ANYPREC_INLINE Vec look_up_bytes(const std::uint8_t* rows, Vec nibbles, const Vec* masks) {
+  static ANYPREC_INLINE void row_indices(Vec nibbles, const Vec* masks, Vec* at) {
     if constexpr (kBits == 0) {
-      return _mm256_shuffle_epi8(repeat16(rows), nibbles);
+      at[0] = nibbles;
     } else {
-      return _mm256_blendv_epi8(look_up_bytes<kBits - 1>(rows, nibbles, masks),
-                                look_up_bytes<kBits - 1>(rows + (8 << kBits), nibbles, masks),
-                                masks[kBits - 1]);
+      const Vec top = _mm256_set1_epi8(static_cast<char>(0x80));
+      const Vec set = _mm256_and_si256(masks[kBits - 1], top);
+      constexpr int kHalf = 1 << (kBits - 1);
+      row_indices<kBits - 1>(_mm256_or_si256(nibbles, set), masks, at);
+      row_indices<kBits - 1>(_mm256_or_si256(nibbles, _mm256_xor_si256(set, top)), masks,
+                             at + kHalf);
+    }
+  }
+
+  /// Looks up bytes of two blocks in 2^kBits rows of 16: `masks[i]` has bit i of the row in the top
+  /// bit of a byte, and `at` is of the lowest kOr bits. A row that is loaded serves both blocks.
+  template <int kBits, int kOr>
+  static ANYPREC_INLINE void look_up_bytes(const std::uint8_t* rows, const Vec (&at)[2][4],
+                                           const Vec (&masks)[2][4], Vec (&bytes)[2]) {
+    if constexpr (kBits == kOr) {
+      for (int i = 0; i < 1 << kOr; ++i) {
+        const Vec row = repeat16(rows + 16 * i);
+        for (int k = 0; k < 2; ++k) {
+          const Vec found = _mm256_shuffle_epi8(row, at[k][i]);
+          bytes[k] = i == 0 ? found : _mm256_or_si256(bytes[k], found);
+        }
+      }
+    } else {
+      Vec clear[2], set[2];
+      look_up_bytes<kBits - 1, kOr>(rows, at, masks, clear);
+      look_up_bytes<kBits - 1, kOr>(rows + (8 << kBits), at, masks, set);
+      for (int k = 0; k < 2; ++k)
+        bytes[k] = _mm256_blendv_epi8(clear[k], set[k], masks[k][kBits - 1]);
     }
   }
 
@@ -113,62 +145,45 @@ struct Avx2 {
   };
 
   template <int B, int J>
-  static ANYPREC_INLINE void look_up(const Codes<B>& codes, const Table<B>& entries, Vec& w0,
+  static ANYPREC_INLINE void look_up(const Codes<B>& codes, const Table<B>& table, Vec& w0,
                                      Vec& w1) {
-    const std::uint8_t* table = entries.bytes;
-    Vec low, high;
     if constexpr (B > 4) {
-      const Vec index = low_bits<B, J>(codes);
-      Vec masks[4];
-      row_masks<B, J>(codes, masks);
-      low = look_up_bytes<B - 4>(table, index, masks);
-      high = look_up_bytes<B - 4>(table + (1 << B), index, masks);
+      // Tables of groups: the other block of the pair has another one.
+      Vec w[2][2];
+      look_up_both<B, J & 3>(codes, table, w);
+      w0 = w[J / 4][0];
+      w1 = w[J / 4][1];
     } else {
       const Vec index = nibbles<B, J>(codes);
-      low = _mm256_shuffle_epi8(repeat16(table + (J & 3) * 32), index);
-      high = _mm256_shuffle_epi8(repeat16(table + (J & 3) * 32 + 16), index);
+      const std::uint8_t* rows = table.bytes + (J & 3) * 32;
+      unpack(_mm256_shuffle_epi8(repeat16(rows), index),
+             _mm256_shuffle_epi8(repeat16(rows + 16), index), w0, w1);
     }
+  }
+  static ANYPREC_INLINE void unpack(Vec low, Vec high, Vec& w0, Vec& w1) {
     w0 = _mm256_unpacklo_epi8(low, high);
     w1 = _mm256_unpackhi_epi8(low, high);
   }
 
-  /// Rows of 16 entries are looked up in turn, and masks choose among them: from 6 bits up, loading
-  /// a row for two blocks at once saves a load in every `pshufb`.
-  template <int B>
-  static constexpr bool kPairs = B > 5;
-
-  template <int kBits>
-  static ANYPREC_INLINE void look_up_bytes_of_both(const std::uint8_t* rows,
-                                                   const Vec (&nibbles)[2],
-                                                   const Vec (&masks)[2][4], Vec (&bytes)[2]) {
-    if constexpr (kBits == 0) {
-      const Vec row = repeat16(rows);
-      bytes[0] = _mm256_shuffle_epi8(row, nibbles[0]);
-      bytes[1] = _mm256_shuffle_epi8(row, nibbles[1]);
-    } else {
-      Vec clear[2], set[2];
-      look_up_bytes_of_both<kBits - 1>(rows, nibbles, masks, clear);
-      look_up_bytes_of_both<kBits - 1>(rows + (8 << kBits), nibbles, masks, set);
-      bytes[0] = _mm256_blendv_epi8(clear[0], set[0], masks[0][kBits - 1]);
-      bytes[1] = _mm256_blendv_epi8(clear[1], set[1], masks[1][kBits - 1]);
-    }
-  }
-
+  /// Blocks J and J + 4.
   template <int B, int J>
-  static ANYPREC_INLINE void look_up_both(const Codes<B>& codes, const Table<B>& entries,
+  static ANYPREC_INLINE void look_up_both(const Codes<B>& codes, const Table<B>& table,
                                           Vec (&w)[2][2]) {
-    const std::uint8_t* table = entries.bytes;
-    constexpr int kRowBits = B - 4;
-    const Vec index[2] = {low_bits<B, J>(codes), low_bits<B, J + 4>(codes)};
-    Vec masks[2][4];
-    row_masks<B, J>(codes, masks[0]);
-    row_masks<B, J + 4>(codes, masks[1]);
-    Vec low[2], high[2];
-    look_up_bytes_of_both<kRowBits>(table, index, masks, low);
-    look_up_bytes_of_both<kRowBits>(table + (16 << kRowBits), index, masks, high);
-    for (int i = 0; i < 2; ++i) {
-      w[i][0] = _mm256_unpacklo_epi8(low[i], high[i]);
-      w[i][1] = _mm256_unpackhi_epi8(low[i], high[i]);
+    if constexpr (B > 4) {
+      constexpr int kOr = kOrBits<B>;
+      Vec masks[2][4];
+      row_masks<B, J>(codes, masks[0]);
+      row_masks<B, J + 4>(codes, masks[1]);
+      Vec at[2][4];
+      row_indices<kOr>(low_bits<B, J>(codes), masks[0], at[0]);
+      row_indices<kOr>(low_bits<B, J + 4>(codes), masks[1], at[1]);
+      Vec low[2], high[2];
+      look_up_bytes<B - 4, kOr>(table.bytes, at, masks, low);
+      look_up_bytes<B - 4, kOr>(table.bytes + (1 << B), at, masks, high);
+      for (int k = 0; k < 2; ++k) unpack(low[k], high[k], w[k][0], w[k][1]);
+    } else {
+      look_up<B, J>(codes, table, w[0][0], w[0][1]);
+      look_up<B, J + 4>(codes, table, w[1][0], w[1][1]);
     }
   }
 

@@ -96,6 +96,43 @@ struct Avx512Vbmi : Avx512 {
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
     arrange_split_table(values, precision, table);
   }
+
+  /// Bytes kByte of the words that packs_epi32(a, b) and packs_epi32(c, d) make of 64 numbers, in
+  /// order. A pack puts numbers 4 L .. 4 L + 3 of a, then those of b, in 128-bit lane L.
+  template <int kByte>
+  struct BytesInOrder {
+    alignas(64) std::uint8_t from[64];
+    constexpr BytesInOrder() : from{} {
+      for (int i = 0; i < 64; ++i) {
+        const int lane = i % 16 / 4, word = 8 * lane + i % 32 / 16 * 4 + i % 4;
+        from[i] = static_cast<std::uint8_t>(i / 32 * 64 + 2 * word + kByte);
+      }
+    }
+  };
+  template <int kByte>
+  static constexpr BytesInOrder<kByte> kBytesInOrder{};
+
+  static float fixed_large_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
+    const int count = 1 << precision;
+    const float largest = largest_half(halves, count);
+    if (largest != largest) return largest;
+    const __m512 factor = _mm512_set1_ps(largest > 0 ? kTableSteps / largest : 0.0f);
+    const __mmask64 all = count < 64 ? 0xffffffffull : ~0ull;
+    for (int i = 0; i < count; i += 64) {
+      const Vec first = pack(halves + i, factor);
+      const Vec second = count < 64 ? first : pack(halves + i + 32, factor);
+      const Vec low =
+          _mm512_permutex2var_epi8(first, _mm512_load_si512(kBytesInOrder<0>.from), second);
+      const Vec high =
+          _mm512_permutex2var_epi8(first, _mm512_load_si512(kBytesInOrder<1>.from), second);
+      _mm512_mask_storeu_epi8(table + i, all, low);
+      _mm512_mask_storeu_epi8(table + count + i, all, high);
+    }
+    return largest;
+  }
+  static ANYPREC_INLINE Vec pack(const std::uint16_t* halves, __m512 factor) {
+    return _mm512_packs_epi32(fix_sixteen(halves, factor), fix_sixteen(halves + 16, factor));
+  }
 };
 
 }  // namespace

@@ -143,12 +143,13 @@ void decode(const PlaneRow& planes, std::int64_t unit, const Tables& high, const
   }
 }
 
-void multiply(const float* w, int w_rows, const float* x, std::int64_t x_rows, float* acc) {
+void multiply(const float* w, int w_rows, const float* x, std::int64_t x_rows, int columns,
+              float* acc) {
   for (std::int64_t i = 0; i < x_rows; ++i) {
     for (int n = 0; n < w_rows; ++n) {
       float* sum = acc + (i * kTileRows + n) * kLanes;
       float partial[kLanes] = {};
-      for (int c = 0; c < kUnitColumns; c += kLanes)
+      for (int c = 0; c < columns; c += kLanes)
         for (int l = 0; l < kLanes; ++l)
           partial[l] += w[n * kUnitColumns + c + l] * x[i * kUnitColumns + c + l];
       for (int l = 0; l < kLanes; ++l) sum[l] += partial[l];

@@ -25,7 +25,7 @@
 ///                             16-bit table entries of the step's blocks J: columns 0 .. 7 of each
 ///                             16 in a 128-bit lane of w0, columns 8 .. 15 in w1
 ///   second_from(a, b)         the first unit's lanes of a and the second's of b
-///   kPairs<B>                 whether look_up_both<B, J>(codes, table, w) does blocks J and J + 4
+///   kPairs                    whether look_up_both<B, J>(codes, table, w) does blocks J and J + 4
 ///                             at less cost than two look_ups
 ///   store_halves(w0, w1, out), store_floats(h0, h1, l0, l1, out)
 ///                             blocks J in the order of columns; out is the step's block J of unit
@@ -104,7 +104,7 @@ ANYPREC_INLINE void look_up_pair(const typename S::template Codes<kPrecision>& c
   if constexpr (kGrouped) {
     look_up_grouped<S, kPrecision, J>(codes, groups[0], w[0]);
     look_up_grouped<S, kPrecision, J + 4>(codes, groups[1], w[1]);
-  } else if constexpr (S::template kPairs<kPrecision>) {
+  } else if constexpr (S::kPairs) {
     S::template look_up_both<kPrecision, J>(codes, table, w);
   } else {
     S::template look_up<kPrecision, J>(codes, table, w[0][0], w[0][1]);
@@ -141,12 +141,12 @@ void decode(const PlaneRow& planes, std::int64_t unit, const Tables& high, const
 
 /// A register tile: kW rows of W times kX rows of x over one step of columns.
 template <class S, int kW, int kX>
-void multiply_tile(const float* w, const float* x, float* acc) {
+void multiply_tile(const float* w, const float* x, int columns, float* acc) {
   constexpr int kColumns = S::kUnits * kUnitColumns;
   typename S::Float sums[kX][kW];
   for (int i = 0; i < kX; ++i)
     for (int n = 0; n < kW; ++n) sums[i][n] = S::load(acc + (i * kTileRows + n) * S::kLanes);
-  for (int c = 0; c < kColumns; c += S::kLanes) {
+  for (int c = 0; c < columns; c += S::kLanes) {
     typename S::Float wv[kW];
     for (int n = 0; n < kW; ++n) wv[n] = S::load(w + n * kColumns + c);
     for (int i = 0; i < kX; ++i) {
@@ -160,24 +160,27 @@ void multiply_tile(const float* w, const float* x, float* acc) {
 
 /// Tiles of kX rows of x over all rows of W, then the rows that are left with a smaller kX.
 template <class S, int kX>
-void multiply_rows(const float* w, int w_rows, const float* x, std::int64_t x_rows, float* acc) {
+void multiply_rows(const float* w, int w_rows, const float* x, std::int64_t x_rows, int columns,
+                   float* acc) {
   constexpr int kColumns = S::kUnits * kUnitColumns;
   for (; x_rows >= kX; x_rows -= kX) {
     int n = 0;
     for (; n + S::kTileW <= w_rows; n += S::kTileW)
-      multiply_tile<S, S::kTileW, kX>(w + n * kColumns, x, acc + n * S::kLanes);
-    for (; n < w_rows; ++n) multiply_tile<S, 1, kX>(w + n * kColumns, x, acc + n * S::kLanes);
+      multiply_tile<S, S::kTileW, kX>(w + n * kColumns, x, columns, acc + n * S::kLanes);
+    for (; n < w_rows; ++n)
+      multiply_tile<S, 1, kX>(w + n * kColumns, x, columns, acc + n * S::kLanes);
     x += kX * kColumns;
     acc += kX * kTileRows * S::kLanes;
   }
   if constexpr (kX > 1) {
-    if (x_rows > 0) multiply_rows<S, kX - 1>(w, w_rows, x, x_rows, acc);
+    if (x_rows > 0) multiply_rows<S, kX - 1>(w, w_rows, x, x_rows, columns, acc);
   }
 }
 
 template <class S>
-void multiply(const float* w, int w_rows, const float* x, std::int64_t x_rows, float* acc) {
-  multiply_rows<S, S::kTileX>(w, w_rows, x, x_rows, acc);
+void multiply(const float* w, int w_rows, const float* x, std::int64_t x_rows, int columns,
+              float* acc) {
+  multiply_rows<S, S::kTileX>(w, w_rows, x, x_rows, columns, acc);
 }
 
 template <class S>
