@@ -13,7 +13,7 @@ ANYPREC_INLINE __m256i repeat16(const std::uint8_t* bytes) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
 }
 
-/// What nibbles that choose_nibbles makes stand for. Bit i of one of block j comes from the
+/// What the nibbles of codes stand for. Bit i of one of block j comes from the
 /// plane p with p % 4 = i ^ (j % 4), among the (at most four) planes of the codes' lowest bits;
 /// where there is no such plane the bit is another block's. bytes[m][n]: the lowest bits of a b-bit
 /// code whose nibble is n, for j % 4 = m, shifted left.
