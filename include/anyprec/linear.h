@@ -50,9 +50,10 @@ struct Weights {
 ///   bias: [N] or null; all of `type`. W_b is never held in floating point.
 ///
 /// Accuracy, before rounding to `type`. M > 4: products of fp32 values, summed in fp32 in 8 or 16
-/// interleaved parts. M <= 4: activations become 15-bit fixed point in each block of 32 columns,
-/// and table values 16-bit in each table, so that beside the fp32 summation of the blocks
-///   |error| <= sum over blocks (max|x| sum|w| / 32766 + max|table| sum|x| / 65534);
+/// interleaved parts. M <= 4: activations become 15-bit fixed point in each block of 32 columns (of
+/// 256 columns, those c with equal c % 32 / 16 and c % 8 / 2), and table values 16-bit in each
+/// table, so that beside the fp32 summation of the blocks
+///   |error| <= sum over blocks (max|x| sum|w| / 32766 + max|table| sum|x| / 65200);
 /// blocks whose max|x| is below 2^-90 count as zero, and sum|x| must be in the range of fp32.
 ///
 /// A NaN or an infinity in a row of x makes all of that row of y NaN or infinite (for M <= 4: NaN),

@@ -23,20 +23,16 @@ struct Activations {
   }
 };
 
-/// Activations in 15-bit fixed point: each block of 32 columns of a row is multiples of its largest
-/// magnitude / kActivationSteps, in the order that the kernels' unpacking wants. Columns are padded
-/// with zeros to whole steps. A block whose largest magnitude is below 2^-90 becomes zero; a block
-/// with a NaN or an infinity gets a NaN for its scale.
+/// Activations in 15-bit fixed point, in the form of a KernelSet. Columns are padded with zeros to
+/// whole steps.
 class FixedActivations {
  public:
   FixedActivations(const KernelSet& kernels, const Activations& x);
-  FixedRows rows() const;
+  FixedRows rows() const { return {records_.data(), stride_}; }
 
  private:
-  std::int64_t value_stride_;
-  std::int64_t scale_stride_;
-  Scratch<std::int16_t> values_;
-  Scratch<float> scales_;
+  std::int64_t stride_;
+  Scratch<std::uint8_t> records_;
 };
 
 /// Activations in fp32, cut into steps of columns: [steps, M, step columns], padded with zeros, so

@@ -2,90 +2,97 @@
 
 #include <immintrin.h>
 
-#include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/split_tables.h"
 
 /// AVX-512 (F, BW, VL, DQ). A step is two units: the first in the lower 256 bits of every vector,
-/// the second in the upper. `vpermw` looks up words by their lowest five bits, so codes are taken
-/// as the even and the odd bytes of 16-bit words, and tables are plain 16-bit entries.
+/// the second in the upper. Up to 4 bits, `pshufb` looks up bytes of split tables (split_tables.h);
+/// from 5 bits up, `vpermw` looks up words by their lowest five bits, in tables of plain 16-bit
+/// entries.
 namespace anyprec::cpu {
 namespace {
 
-/// Swaps the bits of a under (mask << kShift) with those of b under mask.
-template <int kShift>
-ANYPREC_INLINE void swap_bits(__m512i& a, __m512i& b, int mask) {
-  const __m512i keep = _mm512_set1_epi8(static_cast<char>(mask));
-  const __m512i t = _mm512_and_si512(_mm512_xor_si512(_mm512_srli_epi16(a, kShift), b), keep);
-  b = _mm512_xor_si512(b, t);
-  a = _mm512_xor_si512(a, _mm512_slli_epi16(t, kShift));
-}
-
-/// Bits of a byte of plane p back from block_bit(j, p) to j.
-template <int kPlane>
-ANYPREC_INLINE __m512i turn_bits(__m512i v) {
-  if constexpr (kPlane & 1) {
-    const __m512i even = _mm512_set1_epi8(0x55);
-    v = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(v, 1), even),
-                        _mm512_slli_epi16(_mm512_and_si512(v, even), 1));
-  }
-  if constexpr (kPlane & 2) {
-    const __m512i even = _mm512_set1_epi8(0x33);
-    v = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(v, 2), even),
-                        _mm512_slli_epi16(_mm512_and_si512(v, even), 2));
-  }
-  return v;
+/// Bits of b where mask has them, else of a.
+ANYPREC_INLINE __m512i select(__m512i mask, __m512i a, __m512i b) {
+  return _mm512_ternarylogic_epi64(mask, a, b, 0xac);
 }
 
 struct Avx512 {
   static constexpr int kUnits = 2;
   static constexpr int kLanes = 16;
-  static constexpr int kScaleCopies = 8;
+  static constexpr bool kPairs = false;
+  static constexpr bool kLargeTables = true;
   static constexpr int kTileW = 4;
   static constexpr int kTileX = 5;
   using Vec = __m512i;
   using Float = __m512;
 
-  /// Up to 4 bits, bytes[j] (j < 4) has block j's codes in its lower nibbles and block (j + 4)'s in
-  /// its upper ones; from 5 bits up, bytes[j] has the codes of block j.
+  /// low[m] has a nibble of block m's codes in the lower half of every byte and of block (m + 4)'s
+  /// in the upper, whose bits mean what NibbleCodes says; high[m] the same for the bits above the
+  /// lowest four.
   template <int B>
   struct Codes {
-    Vec bytes[8];
+    Vec low[4];
+    Vec high[4];
   };
 
   template <int B>
   static ANYPREC_INLINE Codes<B> load_codes(const PlaneRow& planes, std::int64_t unit) {
-    constexpr int kPrefetchBytes = 1024;
-    const std::uint8_t* data = planes.data + unit * kUnitBytes;
-    const __mmask8 present = unit + 1 < planes.units ? 0xff : 0x0f;
     Codes<B> codes;
-    Vec* bit = codes.bytes;  // at first, the plane of bit i, bit 0 the least significant
-    for (int i = 0; i < 8; ++i) bit[i] = _mm512_setzero_si512();
-    for (int p = 0; p < B; ++p) {
-      const std::uint8_t* plane = data + p * planes.plane_stride;
-      const Vec v = _mm512_maskz_loadu_epi64(present, plane);
-      bit[B - 1 - p] = p % 4 == 0   ? v
-                       : p % 4 == 1 ? turn_bits<1>(v)
-                       : p % 4 == 2 ? turn_bits<2>(v)
-                                    : turn_bits<3>(v);
-      _mm_prefetch(reinterpret_cast<const char*>(plane) + kPrefetchBytes, _MM_HINT_T0);
-    }
-    // A transposition of bits, 8 x 8 in every byte position, or 4 x 4 in every nibble position.
-    if constexpr (B > 4)
-      for (int i = 0; i < 4; ++i) swap_bits<4>(bit[i], bit[i + 4], 0x0f);
-    for (int half = 0; half < (B > 4 ? 8 : 4); half += 4) {
-      swap_bits<2>(bit[half], bit[half + 2], 0x33);
-      swap_bits<2>(bit[half + 1], bit[half + 3], 0x33);
-      swap_bits<1>(bit[half], bit[half + 1], 0x55);
-      swap_bits<1>(bit[half + 2], bit[half + 3], 0x55);
+    if constexpr (B > 4) {
+      load_nibbles<B - 4, 4>(planes, unit, codes.low);
+      load_nibbles<0, B - 4>(planes, unit, codes.high);
+    } else {
+      load_nibbles<0, B>(planes, unit, codes.low);
     }
     return codes;
   }
 
-  /// Block J's codes in the lowest bits of bytes; up to 4 bits, with others' above them.
+  /// The nibbles of planes [kFirst, kFirst + kCount).
+  template <int kFirst, int kCount>
+  static ANYPREC_INLINE void load_nibbles(const PlaneRow& planes, std::int64_t unit,
+                                          Vec (&nibbles)[4]) {
+    constexpr int kPrefetchBytes = 2048;
+    const __mmask8 present = unit + 1 < planes.units ? 0xff : 0x0f;
+    Vec plane_of[4];  // by p % 4
+    for (int i = 0; i < 4; ++i) plane_of[i] = _mm512_setzero_si512();
+    for (int p = kFirst; p < kFirst + kCount; ++p) {
+      const std::uint8_t* bytes = planes.data + unit * kUnitBytes + p * planes.plane_stride;
+      plane_of[p & 3] = _mm512_maskz_loadu_epi64(present, bytes);
+      _mm_prefetch(reinterpret_cast<const char*>(bytes) + kPrefetchBytes, _MM_HINT_T0);
+    }
+    const Vec odd = _mm512_set1_epi8(static_cast<char>(0xaa));
+    const Vec upper = _mm512_set1_epi8(static_cast<char>(0xcc));
+    const Vec even_first = select(odd, plane_of[0], plane_of[1]);
+    const Vec odd_first = select(odd, plane_of[1], plane_of[0]);
+    const Vec even_second = select(odd, plane_of[2], plane_of[3]);
+    const Vec odd_second = select(odd, plane_of[3], plane_of[2]);
+    nibbles[0] = select(upper, even_first, even_second);
+    nibbles[1] = select(upper, odd_first, odd_second);
+    nibbles[2] = select(upper, even_second, even_first);
+    nibbles[3] = select(upper, odd_second, odd_first);
+  }
+
+  template <int J>
+  static ANYPREC_INLINE Vec nibble_bytes(const Vec (&nibbles)[4]) {
+    const Vec mask = _mm512_set1_epi8(0x0f);
+    if constexpr (J < 4) return _mm512_and_si512(nibbles[J], mask);
+    return _mm512_and_si512(_mm512_srli_epi16(nibbles[J & 3], 4), mask);
+  }
+
+  /// 16 bytes in every 128-bit lane.
+  static ANYPREC_INLINE Vec repeat(const std::uint8_t* bytes) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  }
+
+  /// Block J's codes of more than four bits, as bytes.
   template <int B, int J>
   static ANYPREC_INLINE Vec code_bytes(const Codes<B>& codes) {
-    if constexpr (B > 4) return codes.bytes[J];
-    if constexpr (J < 4) return codes.bytes[J];
-    return _mm512_srli_epi16(codes.bytes[J & 3], 4);
+    // Planes B - 4 .. B - 1 are those of the lowest bits, 0 .. B - 5 those above.
+    const Vec low =
+        _mm512_shuffle_epi8(repeat(kNibbleCodes<B>.bytes[J & 3]), nibble_bytes<J>(codes.low));
+    const Vec high = _mm512_shuffle_epi8(repeat(kNibbleCodes<B - 4, 4>.bytes[J & 3]),
+                                         nibble_bytes<J>(codes.high));
+    return _mm512_or_si512(low, high);
   }
 
   /// Looks up entries by the lowest B (at least 5) bits of the words of `index`.
@@ -104,18 +111,35 @@ struct Avx512 {
     }
   }
 
-  template <int B, int J, bool kGrouped>
-  static ANYPREC_INLINE void look_up(const Codes<B>& codes, const std::uint8_t* table,
-                                     const std::uint8_t* other, Vec& w0, Vec& w1) {
-    const Vec even = code_bytes<B, J>(codes);
-    const Vec odd = _mm512_srli_epi16(even, 8);
-    w0 = look_up_words<B>(table, even);
-    w1 = look_up_words<B>(table, odd);
-    if constexpr (kGrouped) {
-      if (other != table) {
-        w0 = second_from(w0, look_up_words<B>(other, even));
-        w1 = second_from(w1, look_up_words<B>(other, odd));
+  /// Up to 4 bits a table is held in registers, by block j % 4.
+  template <int B>
+  struct Table {
+    static constexpr int kCount = B > 4 ? 0 : 4;
+    const std::uint8_t* bytes;
+    Vec low[4];
+    Vec high[4];
+
+    explicit ANYPREC_INLINE Table(const std::uint8_t* table) : bytes(table) {
+      for (int i = 0; i < kCount; ++i) {
+        low[i] = repeat(table + 32 * i);
+        high[i] = repeat(table + 32 * i + 16);
       }
+    }
+  };
+
+  template <int B, int J>
+  static ANYPREC_INLINE void look_up(const Codes<B>& codes, const Table<B>& table, Vec& w0,
+                                     Vec& w1) {
+    if constexpr (B > 4) {
+      const Vec index = code_bytes<B, J>(codes);
+      w0 = look_up_words<B>(table.bytes, _mm512_unpacklo_epi8(index, _mm512_setzero_si512()));
+      w1 = look_up_words<B>(table.bytes, _mm512_unpackhi_epi8(index, _mm512_setzero_si512()));
+    } else {
+      const Vec index = nibble_bytes<J>(codes.low);
+      const Vec low = _mm512_shuffle_epi8(table.low[J & 3], index);
+      const Vec high = _mm512_shuffle_epi8(table.high[J & 3], index);
+      w0 = _mm512_unpacklo_epi8(low, high);
+      w1 = _mm512_unpackhi_epi8(low, high);
     }
   }
   /// The first unit's lanes of a and the second's of b.
@@ -123,65 +147,79 @@ struct Avx512 {
     return _mm512_mask_blend_epi64(0xf0, a, b);
   }
 
-  template <int B>
-  static constexpr bool kPairs = false;
-
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
-    const int entries = 1 << precision;
-    const int room = table_bytes(precision) / 2;
-    // Below 5 bits the index has other bits above the code: repeat a table of 16.
-    const int period = entries < 16 ? 16 : entries;
-    std::uint16_t* out = reinterpret_cast<std::uint16_t*>(table);
-    for (int i = 0; i < room; ++i) {
-      const int entry = i % period;
-      out[i] = entry < entries ? values[entry] : std::uint16_t{0};
+    if (precision <= 4) return arrange_split_table(values, precision, table);
+    for (int i = 0; i < 1 << precision; i += 32)
+      _mm512_storeu_si512(table + 2 * i, _mm512_loadu_si512(values + i));
+  }
+
+  /// The largest magnitude of `count` halves (a multiple of 32), or NaN where one is not finite.
+  static ANYPREC_INLINE float largest_half(const std::uint16_t* halves, int count) {
+    Vec most = _mm512_setzero_si512();
+    for (int i = 0; i < count; i += 32) {
+      const Vec v = _mm512_loadu_si512(halves + i);
+      most = _mm512_max_epu16(most, _mm512_and_si512(v, _mm512_set1_epi16(0x7fff)));
     }
+    const __m256i half =
+        _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+    const __m128i quarter =
+        _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    // There is an instruction for the least of eight words.
+    const __m128i ones = _mm_set1_epi16(-1);
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(quarter, ones));
+    const __m128i greatest = _mm_xor_si128(least, ones);
+    if (_mm_extract_epi16(greatest, 0) >= 0x7c00) return kNotANumber;
+    return _mm_cvtss_f32(_mm_cvtph_ps(greatest));
+  }
+  static ANYPREC_INLINE Vec fix_sixteen(const std::uint16_t* halves, __m512 factor) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtph_ps(v), factor));
   }
 
-  /// w0 has the even columns of a block, w1 the odd ones; the second unit after the first.
-  static constexpr int order(int c) {
-    const int unit = c / kUnitColumns;
-    const int block = c % kUnitColumns / kBlockColumns;
-    const int column = c % kBlockColumns;
-    return block * 2 * kBlockColumns + (column % 2) * kBlockColumns + unit * 16 + column / 2;
+  /// The fixed-point table of more than 4 bits.
+  static float fixed_large_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
+    const int count = 1 << precision;
+    const float largest = largest_half(halves, count);
+    if (largest != largest) return largest;
+    const __m512 factor = _mm512_set1_ps(largest > 0 ? kTableSteps / largest : 0.0f);
+    for (int i = 0; i < count; i += 16) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(table + 2 * i),
+                          _mm512_cvtepi32_epi16(fix_sixteen(halves + i, factor)));
+    }
+    return largest;
   }
 
-  static ANYPREC_INLINE Float dot(Vec w0, Vec w1, const std::int16_t* x) {
-    return _mm512_cvtepi32_ps(
-        _mm512_add_epi32(_mm512_madd_epi16(w0, _mm512_load_si512(x)),
-                         _mm512_madd_epi16(w1, _mm512_load_si512(x + kBlockColumns))));
+  static ANYPREC_INLINE Vec dot(Vec w0, Vec w1, const std::int16_t* x0, const std::int16_t* x1) {
+    return _mm512_add_epi32(_mm512_madd_epi16(w0, _mm512_load_si512(x0)),
+                            _mm512_madd_epi16(w1, _mm512_load_si512(x1)));
   }
-  static ANYPREC_INLINE Float block_scale(const float* scale) { return _mm512_load_ps(scale); }
+  static ANYPREC_INLINE Vec set_words(int v) { return _mm512_set1_epi32(v); }
+  static ANYPREC_INLINE Vec add_words(Vec a, Vec b) { return _mm512_add_epi32(a, b); }
+  template <int kBits>
+  static ANYPREC_INLINE Vec drop_bits(Vec v) {
+    return _mm512_srai_epi32(v, kBits);
+  }
+  static ANYPREC_INLINE Float to_float(Vec v) { return _mm512_cvtepi32_ps(v); }
   static ANYPREC_INLINE Float group_scale(const float* first, const float* second) {
     return _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(*first), _mm512_set1_ps(*second));
   }
 
-  /// Columns in order again: each 128-bit lane of `low` has 8 columns, `high` the 8 after them.
   static ANYPREC_INLINE void store_halves(Vec w0, Vec w1, float* out) {
-    const Vec low = _mm512_unpacklo_epi16(w0, w1);
-    const Vec high = _mm512_unpackhi_epi16(w0, w1);
-    store_half_unit(_mm512_castsi512_si256(low), _mm512_castsi512_si256(high), out);
-    store_half_unit(_mm512_extracti64x4_epi64(low, 1), _mm512_extracti64x4_epi64(high, 1),
-                    out + kUnitColumns);
+    const Vec first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const Vec second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    store_half_unit(_mm512_permutex2var_epi64(w0, first, w1), out);
+    store_half_unit(_mm512_permutex2var_epi64(w0, second, w1), out + kUnitColumns);
   }
-  static ANYPREC_INLINE void store_half_unit(__m256i low, __m256i high, float* out) {
-    _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm256_castsi256_si128(low)));
-    _mm256_storeu_ps(out + 8, _mm256_cvtph_ps(_mm256_castsi256_si128(high)));
-    _mm256_storeu_ps(out + 16, _mm256_cvtph_ps(_mm256_extracti128_si256(low, 1)));
-    _mm256_storeu_ps(out + 24, _mm256_cvtph_ps(_mm256_extracti128_si256(high, 1)));
+  static ANYPREC_INLINE void store_half_unit(Vec halves, float* out) {
+    _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm512_castsi512_si256(halves)));
+    _mm512_storeu_ps(out + 16, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)));
   }
 
   static ANYPREC_INLINE void store_floats(Vec h0, Vec h1, Vec l0, Vec l1, float* out) {
-    // 32-bit values of even and odd columns; in lane i of 128 bits, columns 8 i + {0, 2, 4, 6} and
-    // {8, 10, 12, 14} of the 16 that the lane stands for, and the odd ones beside them.
-    const Vec even_low = _mm512_unpacklo_epi16(l0, h0);
-    const Vec even_high = _mm512_unpackhi_epi16(l0, h0);
-    const Vec odd_low = _mm512_unpacklo_epi16(l1, h1);
-    const Vec odd_high = _mm512_unpackhi_epi16(l1, h1);
-    store_quads(_mm512_unpacklo_epi32(even_low, odd_low), out);
-    store_quads(_mm512_unpackhi_epi32(even_low, odd_low), out + 4);
-    store_quads(_mm512_unpacklo_epi32(even_high, odd_high), out + 8);
-    store_quads(_mm512_unpackhi_epi32(even_high, odd_high), out + 12);
+    store_quads(_mm512_unpacklo_epi16(l0, h0), out);
+    store_quads(_mm512_unpackhi_epi16(l0, h0), out + 4);
+    store_quads(_mm512_unpacklo_epi16(l1, h1), out + 8);
+    store_quads(_mm512_unpackhi_epi16(l1, h1), out + 12);
   }
   /// Lanes 0 and 1 are of the first unit, 16 columns apart, 2 and 3 of the second.
   static ANYPREC_INLINE void store_quads(Vec v, float* out) {

@@ -35,8 +35,11 @@ class Tile {
     const std::int64_t vectors = m * kTileRows;
     std::memset(sums_.data(), 0, vectors * kernels_.lanes * sizeof(float));
     for (std::int64_t s = 0; s < step_count(kernels_, weights_.in_features); ++s) {
-      decode_step(first_row, rows, s);
-      kernels_.multiply(decoded_.data(), rows, x.step(s), m, sums_.data());
+      const std::int64_t real = std::min(width_, weights_.in_features - s * width_);
+      const std::int64_t columns = (real + kernels_.lanes - 1) / kernels_.lanes * kernels_.lanes;
+      decode_step(first_row, rows, s, real, columns);
+      kernels_.multiply(decoded_.data(), rows, x.step(s), m, static_cast<int>(columns),
+                        sums_.data());
     }
     float* totals = sums_.data() + vectors * kernels_.lanes;
     kernels_.reduce(sums_.data(), vectors, totals);
@@ -45,10 +48,11 @@ class Tile {
   }
 
  private:
-  void decode_step(std::int64_t first_row, int rows, std::int64_t step) {
+  /// `real` columns of a step, and padding up to `columns`.
+  void decode_step(std::int64_t first_row, int rows, std::int64_t step, std::int64_t real,
+                   std::int64_t columns) {
     const std::int64_t groups = group_count(weights_);
     const std::int64_t group_blocks = blocks_per_group(weights_);
-    const std::int64_t real = std::min(width_, weights_.in_features - step * width_);
     for (int r = 0; r < rows; ++r) {
       float* out = decoded_.data() + r * width_;
       const std::int64_t table = r * table_stride_;
@@ -58,7 +62,7 @@ class Tile {
           {low_.data() + (has_half_tables(weights_) ? 0 : table), nullptr, groups, group_blocks},
           out);
       // Padding decodes to a value of code 0, which may be infinite: make it count for nothing.
-      std::fill(out + real, out + width_, 0.0f);
+      std::fill(out + real, out + columns, 0.0f);
     }
   }
 

@@ -20,6 +20,9 @@ inline constexpr int kUnitBlocks = 8;
 /// Where a byte of plane p has the bit of block j. The planes' lowest two bits turn the positions,
 /// so that codes come together by choosing bits among planes, without shifts (kernels_avx2.cpp).
 constexpr int block_bit(int block, int plane) { return block ^ (plane & 3); }
+/// The block of fixed-point activations that column c of a unit belongs to (linear.h): four columns
+/// of each of the eight blocks of codes, those that SIMD kernels add up in one lane.
+constexpr int fixed_block(int column) { return column % 32 / 16 * 4 + column % 8 / 2; }
 /// Bytes of the look-up table of one codebook: 2^b 16-bit entries, but at least 64.
 constexpr int table_bytes(int precision) { return precision < 5 ? 128 : 2 << precision; }
 inline constexpr int kMaxTableBytes = 512;
@@ -27,6 +30,7 @@ inline constexpr int kMaxTableBytes = 512;
 /// (largest magnitude in the table) / kTableSteps: four products still fit in 32 bits.
 inline constexpr int kActivationSteps = 16383;
 inline constexpr int kTableSteps = 32767;
+inline constexpr float kSmallestMagnitude = 0x1p-90f;
 /// The most rows of activations that a matvec kernel takes; from there on, decoding to fp32 costs
 /// no more than fixed point does and is more exact.
 inline constexpr int kMatvecRows = 4;
@@ -48,12 +52,11 @@ struct Tables {
   std::int64_t blocks_per_group;  ///< not read by kernels for a single group
 };
 
-/// Rows of activations in fixed point, in the order of a KernelSet (activations.h).
+/// Rows of activations in a KernelSet's own fixed-point form: a record of fixed_step_bytes for each
+/// step of columns, on a cache line's boundary.
 struct FixedRows {
-  const std::int16_t* values;
-  std::int64_t stride;  ///< values between rows
-  const float* scales;
-  std::int64_t scale_stride;  ///< scales between rows
+  const std::uint8_t* data;
+  std::int64_t stride;  ///< bytes between rows
 };
 
 /// out[i] = sum over k of w[k] x[i][k], for the kernel's fixed number of rows of x.
@@ -66,12 +69,14 @@ using DecodeKernel = void (*)(const PlaneRow& planes, std::int64_t unit, const T
                               const Tables& low, float* out);
 
 struct KernelSet {
-  int step_units;    ///< units in a step
-  int lanes;         ///< floats in an accumulator of `multiply`
-  int scale_copies;  ///< how often FixedRows repeats a block's scale
-  /// Column c of a step is value order[c] of the step in FixedRows.
-  const std::uint16_t* order;
+  int step_units;        ///< units in a step
+  int lanes;             ///< floats in an accumulator of `multiply`
+  int fixed_step_bytes;  ///< bytes of a step in FixedRows, a multiple of 64
 
+  /// Makes the record of one step of activations: each block of 32 columns (linear.h) is multiples
+  /// of its largest magnitude / kActivationSteps. A block whose largest magnitude is below
+  /// kSmallestMagnitude becomes zero; one with a NaN or an infinity gets a NaN for its scale.
+  void (*fix_step)(const float* x, std::uint8_t* record);
   void (*half_to_float)(const std::uint16_t* in, int count, float* out);
   /// Makes the fixed-point table of 2^precision values and returns the largest magnitude, or NaN
   /// where a value is not finite (the table is then undefined).
@@ -85,9 +90,11 @@ struct KernelSet {
   /// halves: the tables hold fp16 bits in `high`; else the two halves of fp32 bits.
   DecodeKernel (*decode)(int precision, bool halves, bool grouped);
 
-  /// acc[i][n] += w[n] * x[i], lane by lane, over one step of columns.
+  /// acc[i][n] += w[n] * x[i], lane by lane, over the first `columns` of a step, a multiple of the
+  /// lanes.
   ///   w: [w_rows, step columns], x: [x_rows, step columns], acc: [x_rows, kTileRows, lanes].
-  void (*multiply)(const float* w, int w_rows, const float* x, std::int64_t x_rows, float* acc);
+  void (*multiply)(const float* w, int w_rows, const float* x, std::int64_t x_rows, int columns,
+                   float* acc);
   /// out[i] = the sum of the lanes of acc[i], for `count` accumulators.
   void (*reduce)(const float* acc, std::int64_t count, float* out);
 };

@@ -1,16 +1,11 @@
 #include <immintrin.h>
 
-#include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/fixed_words.h"
+#include "kernels/cpu/split_tables.h"
 
-/// AVX2 with FMA and F16C. Tables of 16-bit entries are split into their low and high bytes,
-/// because `pshufb` looks up bytes: from 5 bits up, bytes [0, 2^b) of a table are the low ones and
-/// [2^b, 2^(b+1)) the high ones.
+/// AVX2 with FMA and F16C: `pshufb` looks up bytes of split tables (split_tables.h).
 namespace anyprec::cpu {
 namespace {
-
-ANYPREC_INLINE __m256i both_lanes(const std::uint8_t* bytes) {
-  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-}
 
 /// a where mask is clear, b where it is set; then the other way round.
 ANYPREC_INLINE void choose(__m256i a, __m256i b, __m256i mask, __m256i& first, __m256i& second) {
@@ -19,33 +14,11 @@ ANYPREC_INLINE void choose(__m256i a, __m256i b, __m256i mask, __m256i& first, _
   second = _mm256_xor_si256(b, t);
 }
 
-/// What the nibbles of Avx2::Codes stand for. Bit i of such a nibble of block j comes from the
-/// plane p with p % 4 = i ^ (j % 4), among the (at most four) planes of the codes' lowest bits;
-/// where there is no such plane the bit is another block's. bytes[m][n]: the lowest bits of a b-bit
-/// code whose nibble is n, for j % 4 = m.
-template <int B>
-struct NibbleCodes {
-  alignas(16) std::uint8_t bytes[4][16];
-  constexpr NibbleCodes() : bytes{} {
-    for (int m = 0; m < 4; ++m) {
-      for (int nibble = 0; nibble < 16; ++nibble) {
-        int code = 0;
-        for (int bit = 0; bit < 4 && bit < B; ++bit) {
-          const int plane = B - 1 - bit;
-          code |= (nibble >> ((plane & 3) ^ m) & 1) << bit;
-        }
-        bytes[m][nibble] = static_cast<std::uint8_t>(code);
-      }
-    }
-  }
-};
-template <int B>
-constexpr NibbleCodes<B> kNibbleCodes;
-
 struct Avx2 {
   static constexpr int kUnits = 1;
   static constexpr int kLanes = 8;
-  static constexpr int kScaleCopies = 1;
+  static constexpr bool kPairs = true;
+  static constexpr bool kLargeTables = false;
   static constexpr int kTileW = 3;
   static constexpr int kTileX = 4;
   using Vec = __m256i;
@@ -104,7 +77,7 @@ struct Avx2 {
   /// become the low bits of codes.
   template <int B, int J>
   static ANYPREC_INLINE Vec low_bits(const Codes<B>& codes) {
-    const Vec codes_of = both_lanes(kNibbleCodes<B>.bytes[J & 3]);
+    const Vec codes_of = repeat16(kNibbleCodes<B>.bytes[J & 3]);
     return _mm256_shuffle_epi8(codes_of, nibbles<B, J>(codes));
   }
 
@@ -123,121 +96,114 @@ struct Avx2 {
       masks[kBit] = _mm256_slli_epi16(codes.high[kBit], 7 - block_bit(J, B - 5 - kBit));
   }
 
-  /// Looks up bytes in 2^kBits rows of 16: `masks[i]` has bit i of the row in the top bit of a
-  /// byte.
+  /// With many rows of 16 entries, the lowest bit of a row chooses by what `pshufb` does not look
+  /// up: an index whose top bit is set gives zero, and or-ing is cheaper than blending. (Two bits
+  /// would take more registers for indices than there are.)
+  template <int B>
+  static constexpr int kOrBits = B > 6 ? 1 : 0;
+
+  /// at[i]: the nibbles, with the top bit set unless the lowest kOrBits bits of the row are i.
   template <int kBits>
-  static ANYPREC_INLINE Vec look_up_bytes(const std::uint8_t* rows, Vec nibbles, const Vec* masks) {
+  static ANYPREC_INLINE void row_indices(Vec nibbles, const Vec* masks, Vec* at) {
     if constexpr (kBits == 0) {
-      return _mm256_shuffle_epi8(both_lanes(rows), nibbles);
+      at[0] = nibbles;
     } else {
-      return _mm256_blendv_epi8(look_up_bytes<kBits - 1>(rows, nibbles, masks),
-                                look_up_bytes<kBits - 1>(rows + (8 << kBits), nibbles, masks),
-                                masks[kBits - 1]);
+      const Vec top = _mm256_set1_epi8(static_cast<char>(0x80));
+      const Vec set = _mm256_and_si256(masks[kBits - 1], top);
+      constexpr int kHalf = 1 << (kBits - 1);
+      row_indices<kBits - 1>(_mm256_or_si256(nibbles, set), masks, at);
+      row_indices<kBits - 1>(_mm256_or_si256(nibbles, _mm256_xor_si256(set, top)), masks,
+                             at + kHalf);
     }
   }
 
-  template <int B, int J, bool kGrouped>
-  static ANYPREC_INLINE void look_up(const Codes<B>& codes, const std::uint8_t* table,
-                                     const std::uint8_t*, Vec& w0, Vec& w1) {
-    Vec low, high;
+  /// Looks up bytes of two blocks in 2^kBits rows of 16: `masks[i]` has bit i of the row in the top
+  /// bit of a byte, and `at` is of the lowest kOr bits. A row that is loaded serves both blocks.
+  template <int kBits, int kOr>
+  static ANYPREC_INLINE void look_up_bytes(const std::uint8_t* rows, const Vec (&at)[2][4],
+                                           const Vec (&masks)[2][4], Vec (&bytes)[2]) {
+    if constexpr (kBits == kOr) {
+      for (int i = 0; i < 1 << kOr; ++i) {
+        const Vec row = repeat16(rows + 16 * i);
+        for (int k = 0; k < 2; ++k) {
+          const Vec found = _mm256_shuffle_epi8(row, at[k][i]);
+          bytes[k] = i == 0 ? found : _mm256_or_si256(bytes[k], found);
+        }
+      }
+    } else {
+      Vec clear[2], set[2];
+      look_up_bytes<kBits - 1, kOr>(rows, at, masks, clear);
+      look_up_bytes<kBits - 1, kOr>(rows + (8 << kBits), at, masks, set);
+      for (int k = 0; k < 2; ++k)
+        bytes[k] = _mm256_blendv_epi8(clear[k], set[k], masks[k][kBits - 1]);
+    }
+  }
+
+  template <int B>
+  struct Table {
+    const std::uint8_t* bytes;
+  };
+
+  template <int B, int J>
+  static ANYPREC_INLINE void look_up(const Codes<B>& codes, const Table<B>& table, Vec& w0,
+                                     Vec& w1) {
     if constexpr (B > 4) {
-      const Vec index = low_bits<B, J>(codes);
-      Vec masks[4];
-      row_masks<B, J>(codes, masks);
-      low = look_up_bytes<B - 4>(table, index, masks);
-      high = look_up_bytes<B - 4>(table + (1 << B), index, masks);
+      // Tables of groups: the other block of the pair has another one.
+      Vec w[2][2];
+      look_up_both<B, J & 3>(codes, table, w);
+      w0 = w[J / 4][0];
+      w1 = w[J / 4][1];
     } else {
       const Vec index = nibbles<B, J>(codes);
-      low = _mm256_shuffle_epi8(both_lanes(table + (J & 3) * 32), index);
-      high = _mm256_shuffle_epi8(both_lanes(table + (J & 3) * 32 + 16), index);
+      const std::uint8_t* rows = table.bytes + (J & 3) * 32;
+      unpack(_mm256_shuffle_epi8(repeat16(rows), index),
+             _mm256_shuffle_epi8(repeat16(rows + 16), index), w0, w1);
     }
+  }
+  static ANYPREC_INLINE void unpack(Vec low, Vec high, Vec& w0, Vec& w1) {
     w0 = _mm256_unpacklo_epi8(low, high);
     w1 = _mm256_unpackhi_epi8(low, high);
   }
 
-  /// Rows of 16 entries are looked up in turn, and masks choose among them: from 6 bits up, loading
-  /// a row for two blocks at once saves a load in every `pshufb`.
-  template <int B>
-  static constexpr bool kPairs = B > 5;
-
-  template <int kBits>
-  static ANYPREC_INLINE void look_up_bytes_of_both(const std::uint8_t* rows,
-                                                   const Vec (&nibbles)[2],
-                                                   const Vec (&masks)[2][4], Vec (&bytes)[2]) {
-    if constexpr (kBits == 0) {
-      const Vec row = both_lanes(rows);
-      bytes[0] = _mm256_shuffle_epi8(row, nibbles[0]);
-      bytes[1] = _mm256_shuffle_epi8(row, nibbles[1]);
-    } else {
-      Vec clear[2], set[2];
-      look_up_bytes_of_both<kBits - 1>(rows, nibbles, masks, clear);
-      look_up_bytes_of_both<kBits - 1>(rows + (8 << kBits), nibbles, masks, set);
-      bytes[0] = _mm256_blendv_epi8(clear[0], set[0], masks[0][kBits - 1]);
-      bytes[1] = _mm256_blendv_epi8(clear[1], set[1], masks[1][kBits - 1]);
-    }
-  }
-
+  /// Blocks J and J + 4.
   template <int B, int J>
-  static ANYPREC_INLINE void look_up_both(const Codes<B>& codes, const std::uint8_t* table,
+  static ANYPREC_INLINE void look_up_both(const Codes<B>& codes, const Table<B>& table,
                                           Vec (&w)[2][2]) {
-    constexpr int kRowBits = B - 4;
-    const Vec index[2] = {low_bits<B, J>(codes), low_bits<B, J + 4>(codes)};
-    Vec masks[2][4];
-    row_masks<B, J>(codes, masks[0]);
-    row_masks<B, J + 4>(codes, masks[1]);
-    Vec low[2], high[2];
-    look_up_bytes_of_both<kRowBits>(table, index, masks, low);
-    look_up_bytes_of_both<kRowBits>(table + (16 << kRowBits), index, masks, high);
-    for (int i = 0; i < 2; ++i) {
-      w[i][0] = _mm256_unpacklo_epi8(low[i], high[i]);
-      w[i][1] = _mm256_unpackhi_epi8(low[i], high[i]);
+    if constexpr (B > 4) {
+      constexpr int kOr = kOrBits<B>;
+      Vec masks[2][4];
+      row_masks<B, J>(codes, masks[0]);
+      row_masks<B, J + 4>(codes, masks[1]);
+      Vec at[2][4];
+      row_indices<kOr>(low_bits<B, J>(codes), masks[0], at[0]);
+      row_indices<kOr>(low_bits<B, J + 4>(codes), masks[1], at[1]);
+      Vec low[2], high[2];
+      look_up_bytes<B - 4, kOr>(table.bytes, at, masks, low);
+      look_up_bytes<B - 4, kOr>(table.bytes + (1 << B), at, masks, high);
+      for (int k = 0; k < 2; ++k) unpack(low[k], high[k], w[k][0], w[k][1]);
+    } else {
+      look_up<B, J>(codes, table, w[0][0], w[0][1]);
+      look_up<B, J + 4>(codes, table, w[1][0], w[1][1]);
     }
   }
 
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
-    if (precision <= 4) return arrange_small_table(values, precision, table);
-    const int entries = 1 << precision;
-    const __m128i low_bytes = _mm_set1_epi16(0x00ff);
-    for (int i = 0; i < entries; i += 16) {
-      const __m128i* from = reinterpret_cast<const __m128i*>(values + i);
-      const __m128i a = _mm_loadu_si128(from);
-      const __m128i b = _mm_loadu_si128(from + 1);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(table + i),
-                       _mm_packus_epi16(_mm_and_si128(a, low_bytes), _mm_and_si128(b, low_bytes)));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(table + entries + i),
-                       _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8)));
-    }
+    arrange_split_table(values, precision, table);
   }
 
-  /// Four tables of 16 low and 16 high bytes, indexed by the nibbles of blocks j % 4 = 0 .. 3.
-  static void arrange_small_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
-    const __m128i* from = reinterpret_cast<const __m128i*>(values);
-    const __m128i a = precision == 2 ? _mm_loadl_epi64(from) : _mm_loadu_si128(from);
-    const __m128i b = precision == 4 ? _mm_loadu_si128(from + 1) : _mm_setzero_si128();
-    const __m128i low_bytes = _mm_set1_epi16(0x00ff);
-    const __m128i low = _mm_packus_epi16(_mm_and_si128(a, low_bytes), _mm_and_si128(b, low_bytes));
-    const __m128i high = _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8));
-    const std::uint8_t(*codes)[16] = precision == 2   ? kNibbleCodes<2>.bytes
-                                     : precision == 3 ? kNibbleCodes<3>.bytes
-                                                      : kNibbleCodes<4>.bytes;
-    for (int m = 0; m < 4; ++m) {
-      const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i*>(codes[m]));
-      __m128i* out = reinterpret_cast<__m128i*>(table + m * 32);
-      _mm_storeu_si128(out, _mm_shuffle_epi8(low, order));
-      _mm_storeu_si128(out + 1, _mm_shuffle_epi8(high, order));
-    }
+  static ANYPREC_INLINE Vec dot(Vec w0, Vec w1, const std::int16_t* x0, const std::int16_t* x1) {
+    return _mm256_add_epi32(
+        _mm256_madd_epi16(w0, _mm256_load_si256(reinterpret_cast<const Vec*>(x0))),
+        _mm256_madd_epi16(w1, _mm256_load_si256(reinterpret_cast<const Vec*>(x1))));
   }
-
-  /// `unpack` leaves columns 0-7 and 16-23 of a block in w0, 8-15 and 24-31 in w1.
-  static constexpr int order(int c) { return (c & ~31) + (c & 7) + 2 * (c & 8) + (c & 16) / 2; }
-
-  static ANYPREC_INLINE Float dot(Vec w0, Vec w1, const std::int16_t* x) {
-    const Vec* values = reinterpret_cast<const Vec*>(x);
-    return _mm256_cvtepi32_ps(
-        _mm256_add_epi32(_mm256_madd_epi16(w0, _mm256_load_si256(values)),
-                         _mm256_madd_epi16(w1, _mm256_load_si256(values + 1))));
+  static ANYPREC_INLINE Vec set_words(int v) { return _mm256_set1_epi32(v); }
+  static ANYPREC_INLINE Vec add_words(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
+  template <int kBits>
+  static ANYPREC_INLINE Vec drop_bits(Vec v) {
+    return _mm256_srai_epi32(v, kBits);
   }
-  static ANYPREC_INLINE Float block_scale(const float* scale) { return _mm256_broadcast_ss(scale); }
+  static ANYPREC_INLINE Float to_float(Vec v) { return _mm256_cvtepi32_ps(v); }
+  static ANYPREC_INLINE Vec second_from(Vec a, Vec) { return a; }
   static ANYPREC_INLINE Float group_scale(const float* first, const float*) {
     return _mm256_broadcast_ss(first);
   }
@@ -272,6 +238,6 @@ struct Avx2 {
 
 }  // namespace
 
-const KernelSet& avx2_kernels() { return kKernelSet<Avx2>; }
+const KernelSet& avx2_kernels() { return kKernelSet<Avx2, FixedWords<Avx2>>; }
 
 }  // namespace anyprec::cpu

@@ -13,12 +13,38 @@ namespace anyprec::cpu {
 namespace {
 
 constexpr int kLanes = 8;
+constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
 
-constexpr auto kOrder = [] {
-  std::array<std::uint16_t, kUnitColumns> order{};
-  for (int c = 0; c < kUnitColumns; ++c) order[c] = static_cast<std::uint16_t>(c);
-  return order;
-}();
+/// A step of activations: values, then the scale of each fixed_block, with kTableSteps folded in so
+/// that sums stay in the range of the result.
+struct FixedStep {
+  std::int16_t values[kUnitColumns];
+  float scales[kUnitBlocks];
+  std::uint8_t padding[32];
+};
+static_assert(sizeof(FixedStep) % 64 == 0);
+
+void fix_step(const float* x, std::uint8_t* record) {
+  FixedStep& step = *reinterpret_cast<FixedStep*>(record);
+  float largest[kUnitBlocks] = {};
+  for (int c = 0; c < kUnitColumns; ++c) {
+    float& most = largest[fixed_block(c)];
+    if (!std::isfinite(x[c])) most = kNotANumber;
+    if (std::fabs(x[c]) > most) most = std::fabs(x[c]);  // never of a NaN
+  }
+  float inverse[kUnitBlocks];
+  for (int b = 0; b < kUnitBlocks; ++b) {
+    const bool nonzero = largest[b] >= kSmallestMagnitude;
+    inverse[b] = nonzero ? kActivationSteps / largest[b] : 0.0f;
+    step.scales[b] =
+        largest[b] < kSmallestMagnitude ? 0.0f : largest[b] / kActivationSteps / kTableSteps;
+  }
+  for (int c = 0; c < kUnitColumns; ++c) {
+    const float factor = inverse[fixed_block(c)];
+    step.values[c] =
+        factor > 0 ? static_cast<std::int16_t>(std::lrint(x[c] * factor)) : std::int16_t{0};
+  }
+}
 
 void half_to_float_array(const std::uint16_t* in, int count, float* out) {
   for (int i = 0; i < count; ++i) out[i] = half_to_float(in[i]);
@@ -75,26 +101,29 @@ const T* table_of(const Tables& tables, std::int64_t group, int precision) {
 
 template <int kPrecision, int kRows, bool kGrouped>
 void matvec(const PlaneRow& planes, const Tables& tables, const FixedRows& x, float* out) {
-  float sums[kRows] = {};
+  float sums[kRows][kUnitBlocks] = {};
   std::uint8_t codes[kUnitColumns];
   for (std::int64_t u = 0; u < planes.units; ++u) {
     unit_codes(planes, u, kPrecision, codes);
     for (int j = 0; j < kUnitBlocks; ++j) {
       const std::int64_t group = group_of(tables, u, j, kGrouped);
       const std::int16_t* table = table_of<std::int16_t>(tables, group, kPrecision);
-      std::int16_t w[kBlockColumns];
-      for (int i = 0; i < kBlockColumns; ++i) w[i] = table[codes[j * kBlockColumns + i]];
+      const float group_scale = kGrouped ? tables.scales[group] : 1.0f;
       for (int r = 0; r < kRows; ++r) {
-        const std::int64_t block = u * kUnitBlocks + j;
-        const std::int16_t* values = x.values + r * x.stride + block * kBlockColumns;
-        std::int64_t dot = 0;
-        for (int i = 0; i < kBlockColumns; ++i) dot += std::int32_t{w[i]} * values[i];
-        sums[r] += static_cast<float>(dot) * (x.scales[r * x.scale_stride + block] *
-                                              (kGrouped ? tables.scales[group] : 1.0f));
+        const FixedStep& step = reinterpret_cast<const FixedStep*>(x.data + r * x.stride)[u];
+        std::int64_t dots[kUnitBlocks] = {};
+        for (int c = j * kBlockColumns; c < (j + 1) * kBlockColumns; ++c)
+          dots[fixed_block(c)] += std::int32_t{table[codes[c]]} * step.values[c];
+        for (int b = 0; b < kUnitBlocks; ++b)
+          sums[r][b] += static_cast<float>(dots[b]) * (step.scales[b] * group_scale);
       }
     }
   }
-  for (int r = 0; r < kRows; ++r) out[r] = kGrouped ? sums[r] : sums[r] * tables.scales[0];
+  for (int r = 0; r < kRows; ++r) {
+    float sum = 0;
+    for (int b = 0; b < kUnitBlocks; ++b) sum += sums[r][b];
+    out[r] = kGrouped ? sum : sum * tables.scales[0];
+  }
 }
 
 template <int kPrecision, bool kHalves, bool kGrouped>
@@ -114,12 +143,13 @@ void decode(const PlaneRow& planes, std::int64_t unit, const Tables& high, const
   }
 }
 
-void multiply(const float* w, int w_rows, const float* x, std::int64_t x_rows, float* acc) {
+void multiply(const float* w, int w_rows, const float* x, std::int64_t x_rows, int columns,
+              float* acc) {
   for (std::int64_t i = 0; i < x_rows; ++i) {
     for (int n = 0; n < w_rows; ++n) {
       float* sum = acc + (i * kTileRows + n) * kLanes;
       float partial[kLanes] = {};
-      for (int c = 0; c < kUnitColumns; c += kLanes)
+      for (int c = 0; c < columns; c += kLanes)
         for (int l = 0; l < kLanes; ++l)
           partial[l] += w[n * kUnitColumns + c + l] * x[i * kUnitColumns + c + l];
       for (int l = 0; l < kLanes; ++l) sum[l] += partial[l];
@@ -174,8 +204,8 @@ DecodeKernel choose_decode(int precision, bool halves, bool grouped) {
 const KernelSet& scalar_kernels() {
   static constexpr KernelSet kKernels{.step_units = 1,
                                       .lanes = kLanes,
-                                      .scale_copies = 1,
-                                      .order = kOrder.data(),
+                                      .fixed_step_bytes = sizeof(FixedStep),
+                                      .fix_step = fix_step,
                                       .half_to_float = half_to_float_array,
                                       .fixed_table = fixed_table,
                                       .fixed_half_table = fixed_half_table,

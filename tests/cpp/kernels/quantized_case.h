@@ -10,6 +10,7 @@
 #include "anyprec/linear.h"
 #include "anyprec/planes.h"
 #include "kernels/cpu/float_types.h"
+#include "kernels/cpu/kernel_set.h"
 #include "kernels/reference/linear.h"
 
 namespace anyprec::testing {
@@ -163,20 +164,22 @@ inline double rounding(cpu::ScalarType type) {
 /// The largest error that linear.h allows for result y of row n: w and x are the K factors.
 inline double error_bound(const QuantizedCase& c, std::int64_t n, const double* w, const double* x,
                           double y, std::int64_t m, cpu::ScalarType type) {
-  double products = 0, fixed_point = 0;
-  for (std::int64_t first = 0; first < c.k; first += 32) {
-    const std::int64_t end = std::min<std::int64_t>(first + 32, c.k);
-    double largest_x = 0, sum_w = 0, sum_x = 0;
-    for (std::int64_t k = first; k < end; ++k) {
+  double products = 0, fixed_point = 0, largest_w = 0;
+  for (std::int64_t unit = 0; unit < c.k; unit += cpu::kUnitColumns) {
+    double largest_x[cpu::kUnitBlocks] = {}, sum_w[cpu::kUnitBlocks] = {};
+    for (std::int64_t k = unit; k < std::min<std::int64_t>(unit + cpu::kUnitColumns, c.k); ++k) {
+      const int block = cpu::fixed_block(static_cast<int>(k - unit));
       products += std::abs(w[k] * x[k]);
-      largest_x = std::max(largest_x, std::abs(x[k]));
-      sum_w += std::abs(w[k]);
-      sum_x += std::abs(x[k]);
+      largest_x[block] = std::max(largest_x[block], std::abs(x[k]));
+      sum_w[block] += std::abs(w[k]);
+      if (k == 0 || (c.form.group_size > 0 && k % c.form.group_size == 0))
+        largest_w = c.largest_value(n, k);
+      fixed_point += largest_w * std::abs(x[k]) / 65200.0;
     }
-    fixed_point += largest_x * sum_w / (2 * 16383.0) + c.largest_value(n, first) * sum_x / 65534.0;
+    for (int b = 0; b < cpu::kUnitBlocks; ++b) fixed_point += largest_x[b] * sum_w[b] / 32766.0;
   }
   const double terms = static_cast<double>(c.k) / 8 + 64;
-  return products * terms * 0x1p-24 + (m <= 4 ? 1.01 * fixed_point : 0.0) +
+  return products * terms * 0x1p-24 + (m <= 4 ? 1.001 * fixed_point : 0.0) +
          1.01 * std::abs(y) * rounding(type) + 0x1p-24;
 }
 
