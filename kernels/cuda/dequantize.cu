@@ -1,120 +1,331 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "anyprec/cuda.h"
-#include "kernels/cuda/layout.h"
+#include <algorithm>
+#include <cstdint>
+#include <string>
 
+#include "anyprec/cuda.h"
+#include "anyprec/error.h"
+#include "anyprec/planes.h"
+#include "kernels/cuda/code_bytes.cuh"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/layout.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/table_build.cuh"
+
+/// W_b as numbers, at the speed at which they can be written.
+///
+/// Codebooks of whole rows become a table in shared memory as in table_build.cuh, but of single
+/// values in the type of the output; a warp turns half-units (16 rows x 128 columns) of planes into
+/// values, passes them through its own piece of shared memory and writes runs of whole rows. Where
+/// groups of columns have their own codebooks, a value is read from its codebook directly.
 namespace anyprec::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kMaxCells = 256;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+constexpr int kHalfColumns = kUnitColumns / 2;
 
-// The form, as a kernel needs it: class_of[] is looked up, not recomputed.
-struct Form {
-  int precision;
-  int table_bits;  // min(b, L)
-  int signs;       // b - table_bits
-  int classes;
-  int group_size;  // columns
+struct DequantizeArgs {
+  const std::uint8_t* planes;
+  std::int64_t plane_stride;
+  const std::uint16_t* lut;
+  const std::uint16_t* alpha;
+  void* out;
+  std::int64_t columns;    ///< K
+  std::int64_t row_begin;  ///< of W
+  std::int64_t row_end;
+  std::int64_t out_features;
+  int units;
+  int block_units;  ///< of a tile, by one block
+  int group_size;   ///< columns; 0: the whole row
   int groups;
-  std::uint8_t class_of[kMaxCells];
+  bool vector;  ///< runs of 16 bytes of the output are aligned and whole
+  TableForm form;
 };
 
+__device__ __forceinline__ std::uint32_t bits_of_value(float value, float) {
+  return __float_as_uint(value);
+}
+__device__ __forceinline__ std::uint32_t bits_of_value(float value, __half) {
+  return __half_as_ushort(__float2half_rn(value));
+}
+__device__ __forceinline__ std::uint32_t bits_of_value(float value, __nv_bfloat16) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+/// Where 16-byte piece `piece` of a row of 128 values lies in its row's memory: neither the lanes
+/// that write (two rows, four runs of 32 columns) nor those that read (a row) meet in a bank.
 template <typename T>
-__device__ T from_float(float value);
-template <>
-__device__ float from_float<float>(float value) {
-  return value;
-}
-template <>
-__device__ __half from_float<__half>(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
+__device__ __forceinline__ int swizzled(int row, int piece) {
+  return sizeof(T) == 2 ? piece ^ (piece >> 3 & 1) ^ (row & 1) << 1
+                        : piece ^ (piece >> 3 & 3) ^ (row & 1) << 2;
 }
 
-__device__ float half_bits(const std::uint16_t* bits) {
-  return __half2float(__ushort_as_half(__ldg(bits)));
-}
-
-// One thread makes eight columns of a row; a block covers kThreads * 8 columns of one row.
+/// The values of 16 rows x 128 columns, from the warp's memory to the output.
 template <typename T>
-__global__ void dequantize_kernel(const std::uint32_t* planes, std::int64_t plane_words,
-                                  std::int64_t units, const std::uint16_t* lut,
-                                  const std::uint16_t* alpha, std::int64_t in_features,
-                                  std::int64_t row_begin, T* out, const Form form) {
-  const std::int64_t byte = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
-  const std::int64_t first_column = byte * 8;
-  if (first_column >= in_features) return;
-  const std::int64_t row = row_begin + blockIdx.x;
-
-  const std::int64_t record = row / kTileRows * units + first_column / kUnitColumns;
-  const std::int64_t word =
-      record * (kRecordBytes / 4) +
-      word_of(static_cast<int>(row % kTileRows), static_cast<int>(first_column % kUnitColumns));
-  std::uint32_t bits[kMaxPrecision];
-  for (int p = 0; p < form.precision; ++p) {
-    bits[p] = planes[p * plane_words + word] >> (first_column % 32);
-  }
-  // group_size is a multiple of 32, so eight columns share a group.
-  const std::int64_t group = row * form.groups + first_column / form.group_size;
-  const std::uint16_t* table = lut + (group << form.table_bits);
-  const std::uint16_t* coefficients = alpha + group * form.signs * form.classes;
-  T* const row_out = out + static_cast<std::int64_t>(blockIdx.x) * in_features;
-  for (int i = 0; i < 8 && first_column + i < in_features; ++i) {
-    int cell = 0;
-    for (int p = 0; p < form.table_bits; ++p) cell = 2 * cell + ((bits[p] >> i) & 1);
-    float value = half_bits(table + cell);
-    for (int s = 0; s < form.signs; ++s) {
-      const float a = half_bits(coefficients + s * form.classes + form.class_of[cell]);
-      value += (bits[form.table_bits + s] >> i) & 1 ? a : -a;
+__device__ __forceinline__ void write_rows(const DequantizeArgs& args, const uint4* values,
+                                           std::int64_t first_row, std::int64_t first_column) {
+  constexpr int kPerPiece = 16 / sizeof(T);
+  constexpr int kPieces = kHalfColumns / kPerPiece;
+#pragma unroll
+  for (int i = threadIdx.x % 32; i < kTileRows * kPieces; i += 32) {
+    const int row = i / kPieces, piece = i % kPieces;
+    const std::int64_t w_row = first_row + row;
+    const std::int64_t column = first_column + piece * kPerPiece;
+    if (w_row < args.row_begin || w_row >= args.row_end || column >= args.columns) continue;
+    const uint4 four = values[row * kPieces + swizzled<T>(row, piece)];
+    T* const out = static_cast<T*>(args.out) + (w_row - args.row_begin) * args.columns + column;
+    if (args.vector) {
+      *reinterpret_cast<uint4*>(out) = four;
+    } else {
+      const T* const elements = reinterpret_cast<const T*>(&four);
+#pragma unroll
+      for (int e = 0; e < kPerPiece; ++e) {
+        if (column + e < args.columns) out[e] = elements[e];
+      }
     }
-    row_out[first_column + i] = from_float<T>(value);
   }
+}
+
+/// A lane's words of a row to the warp's memory: values of 32 columns by look-ups.
+template <int kBits, typename T>
+__device__ __forceinline__ void look_up_row(const char* table, int half_of_tile,
+                                            const std::uint32_t (&words)[kBits], uint4* values) {
+  constexpr int kPerPiece = 16 / sizeof(T);
+  constexpr int kPieces = kHalfColumns / kPerPiece;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int row = g + 8 * half_of_tile;
+  std::uint32_t bytes[8];
+  single_code_bytes<kBits>(words, bytes);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {  // columns 8 i + {0 .. 7} of the lane's
+    std::uint32_t value[8];
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const std::uint32_t offset = __byte_perm(bytes[c], 4 * lane, 0x7604 | i << 4);
+      value[c] =
+          *reinterpret_cast<const std::uint32_t*>(table + half_of_tile * kEntryBytes / 2 + offset);
+    }
+    if constexpr (sizeof(T) == 2) {
+      values[row * kPieces + swizzled<T>(row, 4 * t + i)] =
+          make_uint4(value[0] | value[1] << 16, value[2] | value[3] << 16,
+                     value[4] | value[5] << 16, value[6] | value[7] << 16);
+    } else {
+      values[row * kPieces + swizzled<T>(row, 8 * t + 2 * i)] =
+          make_uint4(value[0], value[1], value[2], value[3]);
+      values[row * kPieces + swizzled<T>(row, 8 * t + 2 * i + 1)] =
+          make_uint4(value[4], value[5], value[6], value[7]);
+    }
+  }
+}
+
+template <int kBits, typename T>
+constexpr int dequantize_shared_bytes() {
+  return (kEntryBytes << kBits) + kStageBytes<kBits> +
+         kWarps * kTileRows * kHalfColumns * sizeof(T);
+}
+
+/// Block (x, y): units y * block_units .. of tile x of the range.
+template <int kBits, typename T>
+__global__ void __launch_bounds__(kThreads, 2)
+    dequantize_rows(const __grid_constant__ DequantizeArgs args) {
+  extern __shared__ __align__(1024) char shared[];
+  ptx::launch_dependents();
+  char* const table = shared;
+  char* const staged = shared + (kEntryBytes << kBits);
+  uint4* const values = reinterpret_cast<uint4*>(staged + kStageBytes<kBits>) +
+                        threadIdx.x / 32 * (kTileRows * kHalfColumns * sizeof(T) / 16);
+  const std::int64_t tile = args.row_begin / kTileRows + blockIdx.x;
+  const std::int64_t first_row = tile * kTileRows;
+
+  const TableForm& form = args.form;
+  stage_codebooks<kThreads>(
+      form, reinterpret_cast<const char*>(args.lut) + first_row * (2 << form.table_bits),
+      reinterpret_cast<const char*>(args.alpha) + first_row * 2 * form.signs * form.classes,
+      static_cast<int>(min(std::int64_t{kTileRows}, args.out_features - first_row)),
+      ptx::shared_address(staged));
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();
+  const int row = threadIdx.x % kTileRows;
+  const StagedRow codebook(form, staged, row);
+  for (int code = threadIdx.x / kTileRows; code < 1 << kBits; code += kThreads / kTileRows) {
+    const std::uint32_t word = bits_of_value(codebook.value(form, code, 0), T{});
+    *reinterpret_cast<uint4*>(table + reversed<kBits>(code) * kEntryBytes +
+                              row / 8 * (kEntryBytes / 2) + row % 8 * 16) =
+        make_uint4(word, word, word, word);
+  }
+  __syncthreads();
+  ptx::wait_for_predecessors();
+
+  const int first_unit = blockIdx.y * args.block_units;
+  const int end_unit = min(args.units, first_unit + args.block_units);
+  for (int unit = first_unit + threadIdx.x / 32; unit < end_unit; unit += kWarps) {
+    const std::uint8_t* from =
+        args.planes + (tile * args.units + unit) * kRecordBytes + threadIdx.x % 32 * kLaneBytes;
+    uint4 planes[kBits];
+#pragma unroll
+    for (int p = 0; p < kBits; ++p) {
+      planes[p] = __ldcs(reinterpret_cast<const uint4*>(from));
+      from += args.plane_stride;
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      std::uint32_t words[kBits];
+#pragma unroll
+      for (int p = 0; p < kBits; ++p) words[p] = h == 0 ? planes[p].x : planes[p].z;
+      look_up_row<kBits, T>(table, 0, words, values);
+#pragma unroll
+      for (int p = 0; p < kBits; ++p) words[p] = h == 0 ? planes[p].y : planes[p].w;
+      look_up_row<kBits, T>(table, 1, words, values);
+      __syncwarp();
+      write_rows<T>(args, values, first_row,
+                    static_cast<std::int64_t>(unit) * kUnitColumns + h * kHalfColumns);
+      __syncwarp();
+    }
+  }
+}
+
+/// One thread makes 8 columns of a row: they share a group.
+template <int kBits, typename T>
+__global__ void __launch_bounds__(kThreads)
+    dequantize_groups(const __grid_constant__ DequantizeArgs args) {
+  ptx::launch_dependents();
+  const std::int64_t runs = (args.columns + 7) / 8;
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t row = args.row_begin + index / runs;
+  const auto first_column = static_cast<int>(index % runs * 8);
+  if (row >= args.row_end) return;
+
+  const std::int64_t record = row / kTileRows * args.units + first_column / kUnitColumns;
+  const int word = word_of(static_cast<int>(row % kTileRows), first_column % kUnitColumns);
+  const std::uint8_t* byte = args.planes + record * kRecordBytes + word * 4 + first_column % 32 / 8;
+  std::uint32_t bits[kBits];
+#pragma unroll
+  for (int p = 0; p < kBits; ++p) {
+    bits[p] = __ldg(byte);
+    byte += args.plane_stride;
+  }
+  const TableForm& form = args.form;
+  const std::int64_t codebook = row * args.groups + first_column / args.group_size;
+  const __half* const lut =
+      reinterpret_cast<const __half*>(args.lut) + (codebook << form.table_bits);
+  const __half* const alphas =
+      reinterpret_cast<const __half*>(args.alpha) + codebook * form.signs * form.classes;
+  float alpha[kBits] = {};  // of cells of class 0
+#pragma unroll
+  for (int s = 0; s < kBits; ++s) {
+    if (s < form.signs) alpha[s] = __half2float(__ldg(alphas + s * form.classes));
+  }
+  __align__(16) T eight[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    int code = 0;
+#pragma unroll
+    for (int p = 0; p < kBits; ++p) code = 2 * code + static_cast<int>(bits[p] >> i & 1);
+    const int cell = code >> form.signs;
+    const int of_class = form.classes > 1 ? form.codebook.class_of(cell) : 0;
+    float sum = __half2float(__ldg(lut + cell));
+#pragma unroll
+    for (int s = 0; s < kBits; ++s) {
+      if (s >= form.signs) continue;
+      const float a =
+          of_class == 0 ? alpha[s] : __half2float(__ldg(alphas + s * form.classes + of_class));
+      sum += (code >> (form.signs - 1 - s) & 1) != 0 ? a : -a;
+    }
+    const std::uint32_t value = bits_of_value(sum, T{});
+    eight[i] = reinterpret_cast<const T&>(value);
+  }
+  ptx::wait_for_predecessors();
+  T* const out = static_cast<T*>(args.out) + (row - args.row_begin) * args.columns + first_column;
+  if (args.vector) {
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(eight) / 16); ++i) {
+      reinterpret_cast<uint4*>(out)[i] = reinterpret_cast<const uint4*>(eight)[i];
+    }
+  } else {
+    for (int i = 0; i < 8 && first_column + i < args.columns; ++i) out[i] = eight[i];
+  }
+}
+
+template <int kBits, typename T>
+cudaError_t launch_dequantize(const DequantizeArgs& args, const Device& device,
+                              cudaStream_t stream) {
+  if (args.groups > 1) {
+    const std::int64_t threads = (args.row_end - args.row_begin) * ((args.columns + 7) / 8);
+    return launch(dequantize_groups<kBits, T>, device,
+                  dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)), kThreads, 0,
+                  stream, args);
+  }
+  // Tiles are cut along K where there are too few for the device.
+  const auto tiles = static_cast<unsigned>(tile_count(args.row_end) - args.row_begin / kTileRows);
+  const int wanted = std::max(1, device.multiprocessors * 2 / static_cast<int>(tiles));
+  DequantizeArgs cut = args;
+  cut.block_units = std::max(kWarps, (args.units + wanted - 1) / wanted);
+  const auto parts = static_cast<unsigned>((args.units + cut.block_units - 1) / cut.block_units);
+  return launch(dequantize_rows<kBits, T>, device, dim3(tiles, parts), kThreads,
+                dequantize_shared_bytes<kBits, T>(), stream, cut);
+}
+
+template <int kBits>
+cudaError_t launch_dequantize(const DequantizeArgs& args, ScalarType type, const Device& device,
+                              cudaStream_t stream) {
+  switch (type) {
+    case ScalarType::kFloat32:
+      return launch_dequantize<kBits, float>(args, device, stream);
+    case ScalarType::kBFloat16:
+      return launch_dequantize<kBits, __nv_bfloat16>(args, device, stream);
+    case ScalarType::kFloat16:
+      return launch_dequantize<kBits, __half>(args, device, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
 cudaError_t dequantize(const Weights& weights, std::int64_t row_begin, std::int64_t row_end,
                        void* out, ScalarType type, cudaStream_t stream) {
-  const std::int64_t rows = row_end - row_begin;
-  if (rows <= 0 || weights.in_features <= 0) return cudaSuccess;
-  Form form{};
-  form.precision = weights.precision;
-  form.signs = weights.form.sign_planes(weights.precision);
-  form.table_bits = weights.precision - form.signs;
-  form.classes = weights.form.classes();
-  form.group_size = static_cast<int>(weights.form.group_size == 0 ? weights.in_features + 7
-                                                                  : weights.form.group_size);
-  form.groups = static_cast<int>(weights.form.groups(weights.in_features));
-  if (form.signs > 0) {
-    for (int cell = 0; cell < (1 << form.table_bits); ++cell) {
-      form.class_of[cell] = static_cast<std::uint8_t>(weights.form.class_of(cell));
-    }
+  if (row_begin < 0 || row_end > weights.out_features) {
+    throw InvalidArgument("dequantize: found rows " + std::to_string(row_begin) + " to " +
+                          std::to_string(row_end) + ", wanted rows of a matrix of " +
+                          std::to_string(weights.out_features));
   }
-  const std::int64_t bytes = (weights.in_features + 7) / 8;
-  const dim3 grid(static_cast<unsigned>(rows),
-                  static_cast<unsigned>((bytes + kThreads - 1) / kThreads));
-  const auto launch = [&](auto* typed_out) {
-    dequantize_kernel<<<grid, kThreads, 0, stream>>>(
-        reinterpret_cast<const std::uint32_t*>(weights.planes),
-        packed_plane_bytes(weights.out_features, weights.in_features) / 4,
-        unit_count(weights.in_features), weights.lut, weights.alpha, weights.in_features, row_begin,
-        typed_out, form);
-    return cudaGetLastError();
-  };
-  switch (type) {
-    case ScalarType::kFloat32:
-      return launch(static_cast<float*>(out));
-    case ScalarType::kBFloat16:
-      return launch(static_cast<__nv_bfloat16*>(out));
-    case ScalarType::kFloat16:
-      return launch(static_cast<__half*>(out));
+  if (row_end <= row_begin || weights.in_features <= 0) return cudaSuccess;
+  Device device{};
+  if (const cudaError_t status = current_device(device); status != cudaSuccess) return status;
+  const CodebookForm& form = weights.form;
+  DequantizeArgs args{};
+  args.planes = weights.planes;
+  args.plane_stride = packed_plane_bytes(weights.out_features, weights.in_features);
+  args.lut = weights.lut;
+  args.alpha = weights.alpha;
+  args.out = out;
+  args.columns = weights.in_features;
+  args.row_begin = row_begin;
+  args.row_end = row_end;
+  args.out_features = weights.out_features;
+  args.units = static_cast<int>(unit_count(weights.in_features));
+  args.group_size = static_cast<int>(form.group_size);
+  args.groups = static_cast<int>(form.groups(weights.in_features));
+  args.vector = reinterpret_cast<std::uintptr_t>(out) % 16 == 0 && weights.in_features % 8 == 0;
+  args.form = TableForm(form, weights.precision);
+  switch (weights.precision) {
+    case 2:
+      return launch_dequantize<2>(args, type, device, stream);
+    case 3:
+      return launch_dequantize<3>(args, type, device, stream);
+    case 4:
+      return launch_dequantize<4>(args, type, device, stream);
+    case 5:
+      return launch_dequantize<5>(args, type, device, stream);
+    case 6:
+      return launch_dequantize<6>(args, type, device, stream);
+    case 7:
+      return launch_dequantize<7>(args, type, device, stream);
+    default:
+      return launch_dequantize<8>(args, type, device, stream);
   }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace anyprec::cuda
