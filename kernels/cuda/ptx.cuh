@@ -68,6 +68,13 @@ __device__ __forceinline__ void copy_4(std::uint32_t shared, const void* global)
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 
+inline constexpr int kLineBytes = 128;
+
+/// Asks for a line of global memory into the L2 cache.
+__device__ __forceinline__ void prefetch_line(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // ---- binary tensor cores ----
 
 /// c[16][8] += popcount(a[16][256 bits] & b[256 bits][8]). Lane 4 g + t: a = {row g, first half of
