@@ -144,8 +144,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   stage_codebooks<kThreads>(
       form, reinterpret_cast<const char*>(args.lut) + first_row * (2 << form.table_bits),
       reinterpret_cast<const char*>(args.alpha) + first_row * 2 * form.signs * form.classes,
-      static_cast<int>(min(std::int64_t{kTileRows}, args.out_features - first_row)),
-      ptx::shared_address(staged));
+      static_cast<int>(min(std::int64_t{kTileRows}, args.out_features - first_row)), staged);
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
   const int row = threadIdx.x % kTileRows;

@@ -31,30 +31,36 @@ __device__ __forceinline__ int staged_row_bytes(const TableForm& form) {
   return (2 << form.table_bits) + (form.table_bits >= 3 ? kStagePadding : 0);
 }
 
-/// 16 bytes from global to shared memory, of which only the first `bytes` are read; the others
-/// become zeros.
-__device__ __forceinline__ void copy_up_to_16(std::uint32_t shared, const void* global, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-               "r"(bytes)
-               : "memory");
+/// 16 bytes from global to shared memory, of which only the first `valid` exist; the others become
+/// zeros, and nothing past the end is addressed. Asynchronous where all exist.
+__device__ __forceinline__ void copy_up_to_16(char* to, const char* from, int valid) {
+  if (valid >= 16) {
+    ptx::copy_16(ptx::shared_address(to), from);
+    return;
+  }
+  std::uint16_t* const halves = reinterpret_cast<std::uint16_t*>(to);
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {
+    halves[i] = 2 * i < valid ? reinterpret_cast<const std::uint16_t*>(from)[i] : std::uint16_t{0};
+  }
 }
 
 /// A tile's codebooks: rows of lut and alpha, of which the first `rows` exist; the others become
 /// zeros.
 template <int kThreads>
 __device__ __forceinline__ void stage_codebooks(const TableForm& form, const char* lut,
-                                                const char* alpha, int rows, std::uint32_t stage) {
+                                                const char* alpha, int rows, char* stage) {
   const int row_bytes = 2 << form.table_bits;
   const int padding = form.table_bits >= 3 ? kStagePadding : 0;
   for (int at = threadIdx.x * 16; at < kTileRows * row_bytes; at += kThreads * 16) {
     const int row = at >> (form.table_bits + 1);
-    copy_up_to_16(stage + at + row * padding, lut + at, max(0, min(16, rows * row_bytes - at)));
+    copy_up_to_16(stage + at + row * padding, lut + at, rows * row_bytes - at);
   }
   if (form.signs == 0) return;
   const int alpha_row_bytes = form.signs * form.classes * 2;
-  const std::uint32_t alpha_stage = stage + kTileRows * (row_bytes + padding);
+  char* const alpha_stage = stage + kTileRows * (row_bytes + padding);
   for (int at = threadIdx.x * 16; at < kTileRows * alpha_row_bytes; at += kThreads * 16) {
-    copy_up_to_16(alpha_stage + at, alpha + at, max(0, min(16, rows * alpha_row_bytes - at)));
+    copy_up_to_16(alpha_stage + at, alpha + at, rows * alpha_row_bytes - at);
   }
 }
 

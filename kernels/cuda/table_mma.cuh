@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const auto stage = [&](bool any) {
     if (any) {
       stage_codebooks<Shape::kThreads>(args.form, run[stage_tile].lut, run[stage_tile].alpha,
-                                       run[stage_tile].rows, ptx::shared_address(staged));
+                                       run[stage_tile].rows, staged);
       if (++stage_tile == tiles) stage_tile = 0;
     }
     commit_copies();
