@@ -8,7 +8,7 @@ Every call is timed over copies of the weights that together exceed the L2 cache
 replayed as one CUDA graph of about a hundred launches; figures are medians of the replays.
 
     python benchmarks/cuda/bench_linear.py [--models NAME ...] [--rows M ...] [--forms NAME ...]
-                                           [--precisions B ...] [--json FILE]
+                                           [--shapes NxK ...] [--precisions B ...] [--json FILE]
 """
 
 import argparse
@@ -72,12 +72,20 @@ def median_us(calls, repeats=9, launches=96):
     return statistics.median(times)
 
 
-def copy_ceiling():
-    """GB/s of a device-to-device copy, bytes read plus bytes written."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+def copy_ceiling(repeats=9):
+    """GB/s of a device-to-device copy, bytes read plus bytes written (not in a graph, where a copy
+    is left to a slower engine)."""
+    source = torch.randint(256, (1 << 30,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    us = median_us([partial(target.copy_, source)], launches=8)
-    return 2 * source.numel() / us / 1000
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        target.copy_(source)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return 2 * source.numel() / statistics.median(times) / 1e6
 
 
 class BareRead:
@@ -128,9 +136,7 @@ class Ours:
         self.bytes += 2 * n * groups * signs * CLASSES[self.groups](bits)
         self.copies = []
         for _ in range(copies_of(self.bytes)):
-            canonical = torch.randint(
-                256, (precision, n, k // 8), dtype=torch.uint8, device="cuda"
-            )
+            canonical = torch.randint(256, (precision, n, k // 8), dtype=torch.uint8, device="cuda")
             planes = torch.ops.anyprec.pack_planes(canonical, k)
             lut = random_halves(n, groups, 1 << table_bits)
             shape = (n, groups, signs, CLASSES[self.groups](bits))
@@ -226,6 +232,7 @@ def print_table(shape, results, ceiling, precisions, console):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["study"], choices=[*MODELS, "all"])
+    parser.add_argument("--shapes", nargs="+", metavar="NxK", help="instead of models")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--precisions", nargs="+", type=int, default=list(range(2, 9)))
@@ -238,6 +245,8 @@ def main():
     console.print(f"{device}, copy ceiling {ceiling:.0f} GB/s")
     models = list(MODELS) if "all" in args.models else args.models
     shapes = list(dict.fromkeys(shape for model in models for shape in MODELS[model]))
+    if args.shapes:
+        shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     results = []
     for shape in shapes:
         measured = measure(shape, args.rows, args.forms, args.precisions, read)

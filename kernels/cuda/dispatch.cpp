@@ -1,13 +1,37 @@
 #include "kernels/cuda/dispatch.h"
 
 #include "kernels/cuda/mask_dot.h"
+#include "kernels/cuda/table_mma.h"
 
 namespace anyprec::cuda {
+namespace {
+
+/// The most masks of a row (mask_set.h) with which mask-dot beats the table kernel, by precision 2
+/// to 8, for one and for two rows of x. From `make gpu-bench` on an H100 at 14336 x 4096
+/// (benchmarks/RESULTS.md); the other shapes cross at the same places.
+constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
+    {3, 7, 11, 15, 14, 15, 17},
+    {3, 4, 5, 6, 7, 8, 9},
+};
+
+int mask_count(const Weights& weights) {
+  const int signs = weights.form.sign_planes(weights.precision);
+  return (1 << (weights.precision - signs)) - 1 + signs * weights.form.classes();
+}
+
+bool few_masks(const Input& input, const Weights& weights) {
+  return input.rows <= 2 &&
+         mask_count(weights) <= kMostMasks[input.rows - 1][weights.precision - kMinPrecision];
+}
+
+}  // namespace
 
 LinearPath choose_path(const Input& input, std::span<const Product> products,
                        const Device& device) {
-  if (mask_dot_serves(input, products, device)) return LinearPath::kMaskDot;
-  return LinearPath::kDequantize;
+  const bool masks = mask_dot_serves(input, products, device);
+  if (masks && few_masks(input, products.front().weights)) return LinearPath::kMaskDot;
+  if (table_mma_serves(input, products, device)) return LinearPath::kTableMma;
+  return masks ? LinearPath::kMaskDot : LinearPath::kDequantize;
 }
 
 }  // namespace anyprec::cuda

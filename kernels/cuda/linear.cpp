@@ -7,6 +7,7 @@
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/mask_dot.h"
+#include "kernels/cuda/table_mma.h"
 
 namespace anyprec::cuda {
 namespace {
@@ -114,7 +115,7 @@ cudaError_t linear(const Input& input, std::span<const Product> products,
     case LinearPath::kMaskDot:
       return mask_dot(input, {}, products, device, stream);
     case LinearPath::kTableMma:
-      break;
+      return table_mma(input, products, device, stream);
     case LinearPath::kDequantize:
       break;
   }
