@@ -192,13 +192,14 @@ TEST_F(CudaLinear, SeveralMatricesAtOnce) {
 
 TEST_F(CudaLinear, PlanesOfXGiveTheSameBytes) {
   for (const std::int64_t k : {300, 4096, 14336}) {
-    const QuantizedCase c(100, k, {3, CellGroups::kOne, 0}, 5);
+    const QuantizedCase c(100, k, {0, CellGroups::kOne, 0}, 5);
     const DeviceCase weights(c);
     for (const std::int64_t m : {1, 2}) {
       const DeviceInput x(m, k, cpu::ScalarType::kFloat16);
       const DeviceOutput direct(m, c.n, cpu::ScalarType::kFloat16);
       const DeviceOutput by_planes(m, c.n, cpu::ScalarType::kFloat16);
       cuda::Product product{weights.weights, nullptr, direct.buffer.as<void>(), c.n};
+      ASSERT_EQ(cuda::linear_path(x.input, {&product, 1}), cuda::LinearPath::kMaskDot);
       multiply(x.input, {&product, 1});
       const DeviceBuffer planes(m * cuda::activation_planes_bytes(k));
       const DeviceBuffer scales(m * 2 * sizeof(float));
