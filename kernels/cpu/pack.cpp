@@ -69,7 +69,7 @@ void pack_planes(const std::uint8_t* canonical, std::int64_t planes, std::int64_
         pack_unit(unit, plane, out + row * to + u * kUnitBytes);
       }
     }
-    std::memset(out + rows_bytes, 0, plane_bytes - rows_bytes);
+    if (plane_bytes > rows_bytes) std::memset(out + rows_bytes, 0, plane_bytes - rows_bytes);
   }
 }
 
