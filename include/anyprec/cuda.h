@@ -48,7 +48,7 @@ cudaError_t dequantize(const Weights& weights, std::int64_t row_begin, std::int6
 /// Rows of activations in device memory, of any alignment that their type has.
 struct Input {
   const void* x = nullptr;    ///< [M, K]
-  std::int64_t x_stride = 0;  ///< elements between rows
+  std::int64_t x_stride = 0;  ///< elements between rows, at least K
   std::int64_t rows = 0;      ///< M
   ScalarType type = ScalarType::kFloat16;
 };

@@ -34,6 +34,14 @@ cudaError_t status_of(cublasStatus_t status) {
   return status == CUBLAS_STATUS_ALLOC_FAILED ? cudaErrorMemoryAllocation : cudaErrorUnknown;
 }
 
+/// Only where it is another: setting a stream takes the handle's own workspace from it.
+cudaError_t use_stream(cublasHandle_t handle, cudaStream_t stream) {
+  cudaStream_t current = nullptr;
+  const cudaError_t status = status_of(cublasGetStream(handle, &current));
+  if (status != cudaSuccess || current == stream) return status;
+  return status_of(cublasSetStream(handle, stream));
+}
+
 /// Sums in fp32 from end to end: by default cuBLAS may add partial sums up in half precision.
 class FullPrecisionSums {
  public:
@@ -72,7 +80,7 @@ std::size_t dequantize_matmul_bytes(const Input& input, std::span<const Product>
 
 cudaError_t dequantize_matmul(const Input& input, std::span<const Product> products,
                               const Workspace& workspace, cudaStream_t stream) {
-  const cudaError_t set = status_of(cublasSetStream(workspace.cublas, stream));
+  const cudaError_t set = use_stream(workspace.cublas, stream);
   if (set != cudaSuccess) return set;
   const FullPrecisionSums full_precision(workspace.cublas);
   const cudaDataType_t type = cublas_type(input.type);

@@ -57,6 +57,9 @@ void check_products(const Input& input, std::span<const Product> products) {
               std::to_string(w.out_features));
   }
   check(input.rows == 0 || input.x != nullptr, "x is null");
+  check(input.rows <= 1 || input.x_stride >= products.front().weights.in_features,
+        "x_stride is " + std::to_string(input.x_stride) + ", wanted at least " +
+            std::to_string(products.front().weights.in_features));
 }
 
 void check_codebook(const Product& product, const Product& first) {

@@ -48,9 +48,11 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tenso
   const CodebookForm form = check_matrix(matrix);
   check_linear(matrix, x, bias);
   const c10::cuda::CUDAGuard guard(x.device());
-  // Rows may be strided; columns must be dense.
+  // Rows may be strided, but not overlap; columns must be dense.
   at::Tensor rows = x.reshape({-1, in_features});
-  if (in_features > 1 && rows.stride(1) != 1) rows = rows.contiguous();
+  const bool dense = in_features == 1 || rows.stride(1) == 1;
+  const bool apart = rows.size(0) <= 1 || rows.stride(0) >= in_features;
+  if (!dense || !apart) rows = rows.contiguous();
   const at::Tensor dense_bias = bias.has_value() ? bias->contiguous() : at::Tensor();
   auto sizes = x.sizes().vec();
   sizes.back() = matrix.out_features();

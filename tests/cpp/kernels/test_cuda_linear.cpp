@@ -397,6 +397,9 @@ TEST_F(CudaLinear, WrongArgumentsAreNamed) {
   bad = good;
   bad.y_stride = 19;
   EXPECT_EQ(message(two, {&bad, 1}), "linear: y_stride is 19, wanted at least 20");
+  two.x_stride = c.k - 1;
+  EXPECT_EQ(message(two, {&good, 1}), "linear: x_stride is 299, wanted at least 300");
+  two.x_stride = c.k;
   two.rows = 1000;
   EXPECT_EQ(message(two, {&good, 1}),
             "linear: workspace of 0 bytes, wanted " +
