@@ -2,9 +2,9 @@
 #include <optional>
 
 #include "kernels/cuda/layout.h"
-#include "kernels/cuda/mask_dot.cuh"
 #include "kernels/cuda/mask_dot.h"
 #include "kernels/cuda/mask_dot_args.h"
+#include "kernels/cuda/mask_dot_block.cuh"
 
 namespace anyprec::cuda {
 namespace {

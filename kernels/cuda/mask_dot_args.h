@@ -54,8 +54,6 @@ struct MaskDotKernels {
   MaskDotShape shape[kPrecisions];
   int tile_bytes;  ///< in shared memory
 };
-inline constexpr int kTileBytes = 16;
-inline constexpr int kGroupTileBytes = 40;
 
 // One source a codebook form (mask_dot_*.cu); rows: 1 or 2 rows of x.
 MaskDotKernels mask_dot_full(int rows);  ///< L = 8, b <= 4

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels/cuda/mask_dot.cuh"
+#include "kernels/cuda/mask_dot_block.cuh"
 
 /// Mask-dot for binary coding (L = 0) with a codebook for every 128 columns:
 ///
@@ -28,59 +28,39 @@ struct GroupTile {
 };
 
 template <int kPrecision, int kRows>
-struct GroupBlock {
+struct GroupTeams {
+  using Tile = GroupTile;
+  static constexpr int kRoles = kRows;
   static constexpr int kTeams = kWarps / kRows;
   /// Codebooks of a step: each row's alphas, then its offset.
   static constexpr int kBookWords = kPrecision + 1;
   static constexpr int kStageBytes = kPrecision * kRecordBytes + kTileRows * kBookWords * 4;
   static constexpr MaskDotShape shape() { return {0, kTeams, kTeams * kStageBytes}; }
-  static_assert(sizeof(GroupTile) == kGroupTileBytes && kStageBytes % 16 == 0);
+  static_assert(kStageBytes % 16 == 0);
+};
 
-  const MaskDotArgs& args;
-  char* shared;
-  Layout layout;
-  TileRange range;
-  int stages;
-  int team;
-  int row;         ///< of x
-  int begin, end;  ///< the team's steps
-  Source next;
+template <int kPrecision, int kRows>
+struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
+  using Division = GroupTeams<kPrecision, kRows>;
+  using Base = TeamBlock<Division, kRows>;
+  using Base::args;
+  using Base::next;
+  using Base::range;
+  using Base::stages;
+  using Base::steps;
+  static constexpr int kTeams = Division::kTeams;
+  static constexpr int kBookWords = Division::kBookWords;
+
+  int row;  ///< of x
 
   __device__ __forceinline__ GroupBlock(const MaskDotArgs& a, char* memory)
-      : args(a),
-        shared(memory),
-        layout(shape(), kRows, a.units, (a.tiles + gridDim.x - 1) / gridDim.x, kGroupTileBytes),
-        range(a.tiles) {
-    const int warp = threadIdx.x / 32;
-    team = warp / kRows;
-    row = warp % kRows;
-    stages = min(kMaxStages, args.ring_bytes / (kTeams * kStageBytes));
-    const int all = (range.end - range.begin) * args.units;
-    begin = all * team / kTeams;
-    end = all * (team + 1) / kTeams;
-    next = {begin / args.units, begin % args.units};
-  }
-
-  __device__ Shared& fixed() const { return *reinterpret_cast<Shared*>(shared); }
-  __device__ GroupTile* tiles() const {
-    return reinterpret_cast<GroupTile*>(shared + layout.tiles);
-  }
-  __device__ float* sums() const { return reinterpret_cast<float*>(shared + layout.sums); }
-  __device__ std::uint32_t full(int stage) const {
-    return ptx::shared_address(&fixed().full[team * kMaxStages + stage]);
-  }
-  __device__ std::uint32_t empty(int stage) const {
-    return ptx::shared_address(&fixed().empty[team * kMaxStages + stage]);
-  }
-  __device__ const char* stage(int index) const {
-    return shared + layout.ring + (team * stages + index) * kStageBytes;
-  }
+      : Base(a, memory), row(this->in_team) {}
 
   /// A whole warp enqueues the copies of the next step.
   __device__ __forceinline__ void copy_into(int index) {
     const int lane = threadIdx.x % 32;
-    const GroupTile& tile = tiles()[next.tile];
-    const std::uint32_t to = ptx::shared_address(stage(index));
+    const GroupTile& tile = this->tiles()[next.tile];
+    const std::uint32_t to = ptx::shared_address(this->stage(index));
     const std::uint8_t* record =
         tile.records + static_cast<std::int64_t>(next.unit) * kRecordBytes + lane * kLaneBytes;
 #pragma unroll
@@ -96,7 +76,7 @@ struct GroupBlock {
       ptx::copy_4(books + i * 4,
                   word < kPrecision ? tile.alpha + at * kPrecision + word : tile.lut + at);
     }
-    ptx::barrier_arrive_after_copies(full(index));
+    ptx::barrier_arrive_after_copies(this->full(index));
     if (++next.unit == args.units) {
       next.unit = 0;
       ++next.tile;
@@ -104,17 +84,14 @@ struct GroupBlock {
   }
 
   __device__ __forceinline__ void prepare() {
-    for (int i = threadIdx.x; i < kWarps * kMaxStages; i += kThreads) {
-      ptx::barrier_init(ptx::shared_address(&fixed().full[i]), 32);
-      ptx::barrier_init(ptx::shared_address(&fixed().empty[i]), 32 * kRows);
-    }
+    this->init_barriers();
     const int count = range.end - range.begin;
     for (int i = threadIdx.x; i < count; i += kThreads) {
       const MaskDotProduct& product = product_of(args, range.begin + i);
       const std::int64_t tile = range.begin + i - product.tile_begin;
       const std::int64_t first = tile * kTileRows * args.units;  // codebook words before the tile
       const int book = kPrecision - kMinPrecision;
-      tiles()[i] = {
+      this->tiles()[i] = {
           product.planes + tile * args.units * kRecordBytes, product.plane_stride,
           reinterpret_cast<const std::uint32_t*>(product.lut[book]) + first,
           reinterpret_cast<const std::uint32_t*>(product.alpha[book]) + first * kPrecision,
@@ -122,12 +99,10 @@ struct GroupBlock {
     }
     __syncthreads();
     if (row == 0) {
-      const int first = min(stages, end - begin);
+      const int first = min(stages, steps.end - steps.begin);
       for (int s = 0; s < first; ++s) copy_into(s);
     }
-    for (int i = threadIdx.x; i < count * kTeams * kTileRows * kRows; i += kThreads) {
-      sums()[i] = 0.0f;
-    }
+    this->clear_sums();
   }
 
   /// Of the digits 2 t and 2 t + 1 of each group of eight, without the weight 4^t.
@@ -187,23 +162,22 @@ struct GroupBlock {
 
   __device__ __forceinline__ void walk() {
     const int lane = threadIdx.x % 32;
-    int tile = begin / args.units;
-    int unit = begin % args.units;
+    int tile = steps.begin / args.units;
+    int unit = steps.begin % args.units;
     int index = 0;
     std::uint32_t parity = 0;
     float2 sum = make_float2(0.0f, 0.0f);
-    const uint2* x = reinterpret_cast<const uint2*>(shared + layout.planes) +
-                     row * args.units * (kDigitGroups * 32) + lane;
+    const uint2* x = this->planes() + row * args.units * (kDigitGroups * 32) + lane;
 #pragma unroll 1
-    for (int s = begin; s < end; ++s) {
-      ptx::barrier_wait(full(index), parity);
+    for (int s = steps.begin; s < steps.end; ++s) {
+      ptx::barrier_wait(this->full(index), parity);
       __syncwarp();
-      add_step(stage(index), x + unit * (kDigitGroups * 32), sum);
+      add_step(this->stage(index), x + unit * (kDigitGroups * 32), sum);
       __syncwarp();
-      if (kRows > 1) ptx::barrier_arrive(empty(index));
-      if (row == 0 && s + stages < end) {
+      if (kRows > 1) ptx::barrier_arrive(this->empty(index));
+      if (row == 0 && s + stages < steps.end) {
         if (kRows > 1) {
-          ptx::barrier_wait(empty(index), parity);
+          ptx::barrier_wait(this->empty(index), parity);
           __syncwarp();
         }
         copy_into(index);
@@ -212,7 +186,7 @@ struct GroupBlock {
         index = 0;
         parity ^= 1;
       }
-      if (++unit == args.units || s + 1 == end) {
+      if (++unit == args.units || s + 1 == steps.end) {
         const float weight = static_cast<float>(1 << (2 * (lane % 4)));
         sum.x *= weight;
         sum.y *= weight;
@@ -221,11 +195,7 @@ struct GroupBlock {
           sum.x += __shfl_xor_sync(~0u, sum.x, other);
           sum.y += __shfl_xor_sync(~0u, sum.y, other);
         }
-        if (lane % 4 == 0) {
-          float* to = sums() + ((tile * kTeams + team) * kRows + row) * kTileRows;
-          to[lane / 4] = sum.x;
-          to[lane / 4 + 8] = sum.y;
-        }
+        this->put_sum(tile, this->team, row, sum);
         sum = make_float2(0.0f, 0.0f);
         unit = 0;
         ++tile;
@@ -236,10 +206,10 @@ struct GroupBlock {
   __device__ __forceinline__ void run() {
     prepare();
     ptx::wait_for_predecessors();
-    take_activations<kRows>(args, shared + layout.planes, fixed());
+    take_activations<kRows>(args, this->shared + this->layout.planes, this->fixed());
     walk();
     __syncthreads();
-    finish<kRows, kTeams>(args, range, sums(), fixed(), [](int, int) { return 0.0f; });
+    finish<kRows, kTeams>(args, range, this->sums(), this->fixed(), [](int, int) { return 0.0f; });
   }
 };
 
@@ -266,8 +236,8 @@ template <int kRows, int... kIndex>
 MaskDotKernels describe_groups(std::integer_sequence<int, kIndex...>) {
   return {{group_kernel<kMinPrecision + kIndex, kRows>...},
           any_precision_group_kernel<kRows>,
-          {GroupBlock<kMinPrecision + kIndex, kRows>::shape()...},
-          kGroupTileBytes};
+          {GroupTeams<kMinPrecision + kIndex, kRows>::shape()...},
+          static_cast<int>(sizeof(GroupTile))};
 }
 
 }  // namespace anyprec::cuda::mask_dot_device
