@@ -24,8 +24,8 @@
 
 namespace {
 
+using anyprec::ScalarType;
 using anyprec::cpu::Isa;
-using anyprec::cpu::ScalarType;
 using Clock = std::chrono::steady_clock;
 
 struct Shape {
@@ -136,7 +136,7 @@ class Bench {
     const std::vector<float> x(m * shape.k, 0.5f);
     std::vector<float> y(m * shape.n);
 
-    anyprec::cpu::Weights weights;
+    anyprec::Weights weights;
     weights.out_features = shape.n;
     weights.in_features = shape.k;
     weights.precision = precision;

@@ -238,7 +238,9 @@ def main():
     parser.add_argument("--models", nargs="+", default=["study"], choices=[*MODELS, "all"])
     parser.add_argument("--shapes", nargs="+", metavar="NxK", help="instead of models")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument(
+        "--forms", nargs="+", default=["full", "L3", "L3 io", "bcq"], choices=[*FORMS, "all"]
+    )
     parser.add_argument("--precisions", nargs="+", type=int, default=list(range(2, 9)))
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
@@ -247,13 +249,14 @@ def main():
     read = BareRead()
     device = torch.cuda.get_device_name()
     console.print(f"{device}, copy ceiling {ceiling:.0f} GB/s")
+    forms = list(FORMS) if "all" in args.forms else args.forms
     models = list(MODELS) if "all" in args.models else args.models
     shapes = list(dict.fromkeys(shape for model in models for shape in MODELS[model]))
     if args.shapes:
         shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     results = []
     for shape in shapes:
-        measured = measure(shape, args.rows, args.forms, args.precisions, read)
+        measured = measure(shape, args.rows, forms, args.precisions, read)
         print_table(shape, measured, ceiling, args.precisions, console)
         results += measured
         if args.json:

@@ -7,18 +7,17 @@
 #include <cstdint>
 #include <span>
 
-#include "anyprec/codebook.h"
+#include "anyprec/planes.h"
+#include "anyprec/weights.h"
 
 /// The CUDA kernels, by raw device pointers and a stream. No torch. Link anyprec::cuda.
 ///
 /// Every function works on the current device and enqueues on `stream`; none allocates, and all can
-/// be captured into a graph. Each returns the status of its launches; arguments outside what is
+/// be captured into a graph. Planes, codebooks and planes of x are 16-byte aligned.
+/// Each returns the status of its launches; arguments outside what is
 /// documented throw InvalidArgument before anything is launched. The same input gives the same
 /// bytes.
 namespace anyprec::cuda {
-
-/// Element type of activations and results.
-enum class ScalarType { kFloat32, kBFloat16, kFloat16 };
 
 /// Canonical planes (anyprec/planes.h) [P, N, ceil(K/8)] to the backend's layout
 /// (kernels/cuda/layout.h), P * packed_plane_bytes(N, K) bytes, 16-byte aligned; all of it is
@@ -28,17 +27,6 @@ cudaError_t pack_planes(const std::uint8_t* canonical, int planes, std::int64_t 
 /// The inverse of pack_planes.
 cudaError_t unpack_planes(const std::uint8_t* packed, int planes, std::int64_t out_features,
                           std::int64_t in_features, std::uint8_t* canonical, cudaStream_t stream);
-
-/// One quantized matrix at one precision. All pointers are borrowed device memory.
-struct Weights {
-  std::int64_t out_features = 0;  ///< N
-  std::int64_t in_features = 0;   ///< K
-  CodebookForm form;
-  int precision = 0;                     ///< b
-  const std::uint8_t* planes = nullptr;  ///< packed, at least b planes; 16-byte aligned
-  const std::uint16_t* lut = nullptr;    ///< fp16 [N, G, 2^min(b, L)]; 16-byte aligned
-  const std::uint16_t* alpha = nullptr;  ///< fp16 [N, G, b - L, C], likewise; null where b <= L
-};
 
 /// Rows [row_begin, row_end) of W_b as `type`: out is [row_end - row_begin, K], contiguous. Values
 /// are summed in fp32 and rounded once.

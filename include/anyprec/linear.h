@@ -4,14 +4,11 @@
 #include <cstdint>
 #include <string>
 
-#include "anyprec/codebook.h"
 #include "anyprec/parallel.h"
 #include "anyprec/planes.h"
+#include "anyprec/weights.h"
 
 namespace anyprec::cpu {
-
-/// Element type of activations and results.
-enum class ScalarType { kFloat32, kBFloat16, kFloat16 };
 
 /// Instruction sets that a CPU kernel exists for, in rising order of preference.
 enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Vbmi };
@@ -33,17 +30,6 @@ void pack_planes(const std::uint8_t* canonical, std::int64_t planes, std::int64_
 /// The inverse of pack_planes.
 void unpack_planes(const std::uint8_t* packed, std::int64_t planes, std::int64_t out_features,
                    std::int64_t in_features, std::uint8_t* canonical);
-
-/// One quantized matrix, as the kernels see it. All pointers are borrowed.
-struct Weights {
-  std::int64_t out_features = 0;  ///< N
-  std::int64_t in_features = 0;   ///< K
-  CodebookForm form;
-  int precision = 0;                     ///< b
-  const std::uint8_t* planes = nullptr;  ///< packed, at least b planes
-  const std::uint16_t* lut = nullptr;    ///< fp16 [N, G, 2^min(b, L)]
-  const std::uint16_t* alpha = nullptr;  ///< fp16 [N, G, b - L, C]; null where b <= L
-};
 
 /// y = x W_b^T + bias, for any M, N, K.
 ///   x: [M, K] with `x_stride` elements between rows; y: [M, N] with `y_stride`, at least N;

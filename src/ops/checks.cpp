@@ -125,6 +125,32 @@ void check_packed_planes(const at::Tensor& planes, std::int64_t out_features,
                     " output features");
 }
 
+ScalarType to_scalar_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return ScalarType::kFloat32;
+    case at::kBFloat16:
+      return ScalarType::kBFloat16;
+    case at::kHalf:
+      return ScalarType::kFloat16;
+    default:
+      TORCH_CHECK_TYPE(false, "dtype: found ", type, ", wanted float32, bfloat16 or float16");
+  }
+}
+
+Weights weights_of(const Matrix& m, const CodebookForm& form) {
+  const auto halves = [](const at::Tensor& tensor) {
+    return reinterpret_cast<const std::uint16_t*>(tensor.const_data_ptr<at::Half>());
+  };
+  return {.out_features = m.out_features(),
+          .in_features = m.in_features,
+          .form = form,
+          .precision = static_cast<int>(m.precision),
+          .planes = m.planes.const_data_ptr<std::uint8_t>(),
+          .lut = halves(m.lut),
+          .alpha = m.alpha.has_value() ? halves(*m.alpha) : nullptr};
+}
+
 c10::SymDimVector linear_result_sizes(const at::Tensor& x, const at::Tensor& lut) {
   c10::SymDimVector sizes(x.sym_sizes().begin(), x.sym_sizes().end());
   sizes.back() = lut.sym_size(0);

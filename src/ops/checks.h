@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "anyprec/codebook.h"
+#include "anyprec/weights.h"
 
 namespace anyprec::ops {
 
@@ -35,6 +36,11 @@ void check_canonical_planes(const at::Tensor& planes, std::int64_t in_features);
 /// Checks packed planes of a matrix with these sizes.
 void check_packed_planes(const at::Tensor& planes, std::int64_t out_features,
                          std::int64_t in_features);
+
+/// The element type of a tensor of activations. Throws where kernels have none.
+ScalarType to_scalar_type(at::ScalarType type);
+/// What kernels take of a matrix that has been checked.
+Weights weights_of(const Matrix& matrix, const CodebookForm& form);
 
 /// Shape of linear's result: x's with the last size replaced by N.
 c10::SymDimVector linear_result_sizes(const at::Tensor& x, const at::Tensor& lut);

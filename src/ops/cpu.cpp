@@ -28,33 +28,6 @@ class TorchExecutor final : public Executor {
   }
 };
 
-cpu::ScalarType to_scalar_type(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return cpu::ScalarType::kFloat32;
-    case at::kBFloat16:
-      return cpu::ScalarType::kBFloat16;
-    case at::kHalf:
-      return cpu::ScalarType::kFloat16;
-    default:
-      TORCH_CHECK_TYPE(false, "dtype: found ", type, ", wanted float32, bfloat16 or float16");
-  }
-}
-
-const std::uint16_t* half_data(const at::Tensor& tensor) {
-  return reinterpret_cast<const std::uint16_t*>(tensor.const_data_ptr<at::Half>());
-}
-
-cpu::Weights weights_of(const Matrix& m, const CodebookForm& form) {
-  return {.out_features = m.out_features(),
-          .in_features = m.in_features,
-          .form = form,
-          .precision = static_cast<int>(m.precision),
-          .planes = m.planes.const_data_ptr<std::uint8_t>(),
-          .lut = half_data(m.lut),
-          .alpha = m.alpha.has_value() ? half_data(*m.alpha) : nullptr};
-}
-
 at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tensor& lut,
                   const std::optional<at::Tensor>& alpha, const std::optional<at::Tensor>& bias,
                   std::int64_t precision, std::int64_t in_features, std::int64_t group_size,
@@ -83,12 +56,12 @@ at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
                       std::string_view cell_groups, at::ScalarType dtype) {
   const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
   const CodebookForm form = check_matrix(matrix);
-  const cpu::ScalarType type = to_scalar_type(dtype);
+  const ScalarType type = to_scalar_type(dtype);
   const std::int64_t n = matrix.out_features();
   at::Tensor out = at::empty({n, in_features}, lut.options().dtype(dtype));
   auto* const bytes = static_cast<std::byte*>(out.mutable_data_ptr());
   const std::int64_t row_bytes = in_features * static_cast<std::int64_t>(out.element_size());
-  const cpu::Weights weights = weights_of(matrix, form);
+  const Weights weights = weights_of(matrix, form);
   TorchExecutor().parallel_for(n, 16, [&](std::int64_t begin, std::int64_t end) {
     cpu::dequantize(weights, begin, end, bytes + begin * row_bytes, type);
   });

@@ -13,33 +13,6 @@
 namespace anyprec::ops {
 namespace {
 
-cuda::ScalarType to_scalar_type(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return cuda::ScalarType::kFloat32;
-    case at::kBFloat16:
-      return cuda::ScalarType::kBFloat16;
-    case at::kHalf:
-      return cuda::ScalarType::kFloat16;
-    default:
-      TORCH_CHECK_TYPE(false, "dtype: found ", type, ", wanted float32, bfloat16 or float16");
-  }
-}
-
-const std::uint16_t* half_data(const at::Tensor& tensor) {
-  return reinterpret_cast<const std::uint16_t*>(tensor.const_data_ptr<at::Half>());
-}
-
-cuda::Weights weights_of(const Matrix& m, const CodebookForm& form) {
-  return {.out_features = m.out_features(),
-          .in_features = m.in_features,
-          .form = form,
-          .precision = static_cast<int>(m.precision),
-          .planes = m.planes.const_data_ptr<std::uint8_t>(),
-          .lut = half_data(m.lut),
-          .alpha = m.alpha.has_value() ? half_data(*m.alpha) : nullptr};
-}
-
 at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tensor& lut,
                   const std::optional<at::Tensor>& alpha, const std::optional<at::Tensor>& bias,
                   std::int64_t precision, std::int64_t in_features, std::int64_t group_size,
@@ -92,7 +65,7 @@ at::Tensor dequantize(const at::Tensor& planes, const at::Tensor& lut,
   const Matrix matrix{planes, lut, alpha, precision, in_features, group_size, cell_groups};
   const CodebookForm form = check_matrix(matrix);
   const c10::cuda::CUDAGuard guard(planes.device());
-  const cuda::ScalarType type = to_scalar_type(dtype);
+  const ScalarType type = to_scalar_type(dtype);
   at::Tensor out = at::empty({matrix.out_features(), in_features}, lut.options().dtype(dtype));
   C10_CUDA_CHECK(cuda::dequantize(weights_of(matrix, form), 0, matrix.out_features(),
                                   out.mutable_data_ptr(), type, at::cuda::getCurrentCUDAStream()));

@@ -46,16 +46,16 @@ int main() {
   for (int b = 2; b <= 8; ++b) {
     std::vector<std::uint16_t> lut;
     for (const float value : q.luts[b - 2]) lut.push_back(to_half(value));
-    const anyprec::cpu::Weights w{.out_features = kRows,
-                                  .in_features = kColumns,
-                                  .form = {},
-                                  .precision = b,
-                                  .planes = packed.data(),
-                                  .lut = lut.data(),
-                                  .alpha = nullptr};
+    const anyprec::Weights w{.out_features = kRows,
+                             .in_features = kColumns,
+                             .form = {},
+                             .precision = b,
+                             .planes = packed.data(),
+                             .lut = lut.data(),
+                             .alpha = nullptr};
     std::vector<float> y(kRows);
     anyprec::cpu::linear(w, x.data(), kColumns, 1, nullptr, y.data(), kRows,
-                         anyprec::cpu::ScalarType::kFloat32, pool);
+                         anyprec::ScalarType::kFloat32, pool);
     double error = 0;
     for (std::int64_t n = 0; n < kRows; ++n) {
       double want = 0;

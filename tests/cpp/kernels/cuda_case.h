@@ -75,26 +75,20 @@ struct DeviceCase {
     weights.alpha = c.alpha.empty() ? nullptr : alpha.as<std::uint16_t>();
   }
   DeviceBuffer planes, lut, alpha;
-  cuda::Weights weights;
+  Weights weights;
 };
-
-inline cuda::ScalarType cuda_type(cpu::ScalarType type) {
-  return type == cpu::ScalarType::kBFloat16  ? cuda::ScalarType::kBFloat16
-         : type == cpu::ScalarType::kFloat16 ? cuda::ScalarType::kFloat16
-                                             : cuda::ScalarType::kFloat32;
-}
 
 /// Rows of x in device memory, with `padding` elements between them and `offset` elements off
 /// alignment.
 struct DeviceInput {
-  DeviceInput(std::int64_t m, std::int64_t k, cpu::ScalarType type, std::int64_t padding = 0,
+  DeviceInput(std::int64_t m, std::int64_t k, ScalarType type, std::int64_t padding = 0,
               std::int64_t offset = 0, unsigned seed = 1)
       : matrix(m, k, k + padding, type),
         offset_bytes(offset * cpu::scalar_bytes(type)),
         matrix_bytes(m * (k + padding) * cpu::scalar_bytes(type)),
         buffer(static_cast<std::size_t>(offset_bytes + matrix_bytes)) {
     matrix.randomize(seed);
-    input = {buffer.as<char>() + offset_bytes, k + padding, m, cuda_type(type)};
+    input = {buffer.as<char>() + offset_bytes, k + padding, m, type};
     upload();
   }
   /// After a change of `matrix`.
@@ -110,7 +104,7 @@ struct DeviceInput {
 
 /// Rows of y, poisoned, with `padding` elements between them.
 struct DeviceOutput {
-  DeviceOutput(std::int64_t m, std::int64_t n, cpu::ScalarType type, std::int64_t padding = 0)
+  DeviceOutput(std::int64_t m, std::int64_t n, ScalarType type, std::int64_t padding = 0)
       : m(m),
         n(n),
         stride(n + padding),
@@ -133,7 +127,7 @@ struct DeviceOutput {
         ASSERT_EQ(all[at], 0xff) << "wrote between rows " << i << " and " << i + 1;
   }
   std::int64_t m, n, stride;
-  cpu::ScalarType type;
+  ScalarType type;
   DeviceBuffer buffer;
 };
 

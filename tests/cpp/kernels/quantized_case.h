@@ -49,7 +49,7 @@ struct QuantizedCase {
     for (auto& value : alpha) value = cpu::float_to_half(normal(random));
   }
 
-  cpu::Weights weights() const {
+  Weights weights() const {
     return {
         n, k, form, precision, packed.data(), lut.data(), alpha.empty() ? nullptr : alpha.data()};
   }
@@ -99,7 +99,7 @@ inline std::vector<CodebookForm> forms() {
 /// A matrix of activations of some type, with room between its rows and around it.
 class Matrix {
  public:
-  Matrix(std::int64_t rows, std::int64_t columns, std::int64_t stride, cpu::ScalarType type)
+  Matrix(std::int64_t rows, std::int64_t columns, std::int64_t stride, ScalarType type)
       : rows_(rows),
         columns_(columns),
         stride_(stride),
@@ -150,20 +150,18 @@ class Matrix {
   static constexpr std::uint8_t kPoison = 0xff;  // a NaN in every type
 
   std::int64_t rows_, columns_, stride_;
-  cpu::ScalarType type_;
+  ScalarType type_;
   std::vector<std::uint8_t> bytes_;
 };
 
 /// Relative error of rounding to `type`, and the size below which it becomes absolute.
-inline double rounding(cpu::ScalarType type) {
-  return type == cpu::ScalarType::kFloat32   ? 0x1p-24
-         : type == cpu::ScalarType::kFloat16 ? 0x1p-11
-                                             : 0x1p-8;
+inline double rounding(ScalarType type) {
+  return type == ScalarType::kFloat32 ? 0x1p-24 : type == ScalarType::kFloat16 ? 0x1p-11 : 0x1p-8;
 }
 
 /// The largest error that linear.h allows for result y of row n: w and x are the K factors.
 inline double error_bound(const QuantizedCase& c, std::int64_t n, const double* w, const double* x,
-                          double y, std::int64_t m, cpu::ScalarType type) {
+                          double y, std::int64_t m, ScalarType type) {
   double products = 0, fixed_point = 0, largest_w = 0;
   for (std::int64_t unit = 0; unit < c.k; unit += cpu::kUnitColumns) {
     double largest_x[cpu::kUnitBlocks] = {}, sum_w[cpu::kUnitBlocks] = {};

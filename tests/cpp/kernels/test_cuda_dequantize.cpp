@@ -6,21 +6,20 @@
 namespace anyprec::testing {
 namespace {
 
-constexpr cpu::ScalarType kTypes[] = {cpu::ScalarType::kFloat32, cpu::ScalarType::kBFloat16,
-                                      cpu::ScalarType::kFloat16};
+constexpr ScalarType kTypes[] = {ScalarType::kFloat32, ScalarType::kBFloat16, ScalarType::kFloat16};
 
 class CudaDequantize : public CudaTest {
  protected:
   /// Rows [begin, end), `offset` elements off alignment.
-  void run(const QuantizedCase& c, cpu::ScalarType type, std::int64_t begin, std::int64_t end,
+  void run(const QuantizedCase& c, ScalarType type, std::int64_t begin, std::int64_t end,
            std::int64_t offset = 0) {
     const DeviceCase weights(c);
     const std::int64_t room = 64;
     const DeviceOutput out(1, offset + (end - begin) * c.k + room, type);
-    ASSERT_EQ(cuda::dequantize(weights.weights, begin, end,
-                               out.buffer.as<char>() + offset * cpu::scalar_bytes(type),
-                               cuda_type(type), nullptr),
-              cudaSuccess)
+    ASSERT_EQ(
+        cuda::dequantize(weights.weights, begin, end,
+                         out.buffer.as<char>() + offset * cpu::scalar_bytes(type), type, nullptr),
+        cudaSuccess)
         << c.name();
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << c.name();
     const std::vector<float> found = out.values();
@@ -45,7 +44,7 @@ TEST_F(CudaDequantize, EveryFormAndPrecision) {
     for (int precision = 2; precision <= 8; ++precision) {
       for (const std::int64_t k : {33, 576}) {
         const QuantizedCase c(19, k, form, precision);
-        for (const cpu::ScalarType type : kTypes) run(c, type, 0, 19);
+        for (const ScalarType type : kTypes) run(c, type, 0, 19);
       }
     }
   }
@@ -58,7 +57,7 @@ TEST_F(CudaDequantize, AnyShapeAndRange) {
                                         {50, 7, 8},
                                         {50, 17, 45},
                                         {50, 9, 9}}) {
-      for (const cpu::ScalarType type : kTypes) {
+      for (const ScalarType type : kTypes) {
         run(QuantizedCase(n, k, {}, 2 + static_cast<int>((n + k + begin) % 7)), type, begin, end);
       }
     }
@@ -67,7 +66,7 @@ TEST_F(CudaDequantize, AnyShapeAndRange) {
 
 TEST_F(CudaDequantize, OutputsOfAnyAlignment) {
   for (const std::int64_t offset : {1, 2, 3, 4, 8}) {
-    for (const cpu::ScalarType type : kTypes) {
+    for (const ScalarType type : kTypes) {
       run(QuantizedCase(20, 264, {}, 5), type, 0, 20, offset);
       run(QuantizedCase(20, 264, {8, CellGroups::kOne, 64}, 4), type, 0, 20, offset);
     }
@@ -75,7 +74,7 @@ TEST_F(CudaDequantize, OutputsOfAnyAlignment) {
 }
 
 TEST_F(CudaDequantize, ManyTiles) {
-  run(QuantizedCase(5000, 520, {3, CellGroups::kIo, 0}, 6), cpu::ScalarType::kFloat16, 0, 5000);
+  run(QuantizedCase(5000, 520, {3, CellGroups::kIo, 0}, 6), ScalarType::kFloat16, 0, 5000);
 }
 
 TEST_F(CudaDequantize, KeepsInfinitiesAndNaNsOfTheTable) {
@@ -84,10 +83,10 @@ TEST_F(CudaDequantize, KeepsInfinitiesAndNaNsOfTheTable) {
   c.lut[5] = 0x7e00;  // NaN
   c.lut[6] = 0x0001;  // the smallest subnormal
   const DeviceCase weights(c);
-  const DeviceOutput out(1, 700, cpu::ScalarType::kFloat32);
-  ASSERT_EQ(cuda::dequantize(weights.weights, 0, 1, out.buffer.as<void>(),
-                             cuda::ScalarType::kFloat32, nullptr),
-            cudaSuccess);
+  const DeviceOutput out(1, 700, ScalarType::kFloat32);
+  ASSERT_EQ(
+      cuda::dequantize(weights.weights, 0, 1, out.buffer.as<void>(), ScalarType::kFloat32, nullptr),
+      cudaSuccess);
   const std::vector<float> found = out.values();
   const std::vector<double> expected = reference::dequantize(c.canonical_weights());
   for (std::int64_t k = 0; k < 700; ++k) {
@@ -102,8 +101,8 @@ TEST_F(CudaDequantize, KeepsInfinitiesAndNaNsOfTheTable) {
 TEST_F(CudaDequantize, RejectsRowsThatAreNotThere) {
   const QuantizedCase c(3, 40, {}, 4);
   const DeviceCase weights(c);
-  EXPECT_THROW(static_cast<void>(cuda::dequantize(weights.weights, 1, 4, nullptr,
-                                                  cuda::ScalarType::kFloat32, nullptr)),
+  EXPECT_THROW(static_cast<void>(
+                   cuda::dequantize(weights.weights, 1, 4, nullptr, ScalarType::kFloat32, nullptr)),
                InvalidArgument);
 }
 

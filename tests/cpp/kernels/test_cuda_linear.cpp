@@ -11,12 +11,11 @@
 namespace anyprec::testing {
 namespace {
 
-constexpr cpu::ScalarType kTypes[] = {cpu::ScalarType::kFloat16, cpu::ScalarType::kBFloat16,
-                                      cpu::ScalarType::kFloat32};
+constexpr ScalarType kTypes[] = {ScalarType::kFloat16, ScalarType::kBFloat16, ScalarType::kFloat32};
 
 /// One dot product and what its terms allow as error (cuda.h, LinearPath by LinearPath).
 double tolerance(cuda::LinearPath path, const double* w, const double* x, std::int64_t k, double y,
-                 bool exact_values, cpu::ScalarType type) {
+                 bool exact_values, ScalarType type) {
   double largest_w = 0, sum_x = 0, products = 0, squares = 0;
   for (std::int64_t i = 0; i < k; ++i) {
     largest_w = std::max(largest_w, std::abs(w[i]));
@@ -26,7 +25,7 @@ double tolerance(cuda::LinearPath path, const double* w, const double* x, std::i
   }
   const double rounded = 1.01 * std::abs(y) * rounding(type) + 0x1p-23;
   if (path == cuda::LinearPath::kMaskDot) return rounded + largest_w * sum_x * 0x1p-19;
-  const bool as_stored = exact_values && type != cpu::ScalarType::kBFloat16;
+  const bool as_stored = exact_values && type != ScalarType::kBFloat16;
   const double of_value = path == cuda::LinearPath::kTableMma ? (exact_values ? 0.0 : 0x1p-11)
                           : as_stored                         ? 0.0
                                                               : rounding(type);
@@ -76,7 +75,7 @@ class CudaLinear : public CudaTest {
     y.expect_room_untouched();
   }
 
-  void run(const QuantizedCase& c, std::int64_t m, cpu::ScalarType type, bool with_bias = false,
+  void run(const QuantizedCase& c, std::int64_t m, ScalarType type, bool with_bias = false,
            std::int64_t padding = 0, std::int64_t offset = 0) {
     const DeviceCase weights(c);
     DeviceInput x(m, c.k, type, padding, offset, static_cast<unsigned>(m + c.k));
@@ -154,7 +153,7 @@ TEST_F(CudaLinear, RowsOfAnyStrideAndAlignment) {
     for (const std::int64_t offset : {0, 1, 3, 4, 8}) {
       for (const std::int64_t k : {520, 521}) {
         for (const std::int64_t m : {1, 2, 7}) {
-          for (const cpu::ScalarType type : kTypes) {
+          for (const ScalarType type : kTypes) {
             run(QuantizedCase(17, k, {3, CellGroups::kSym, 0}, 5), m, type, true, padding, offset);
           }
         }
@@ -171,7 +170,7 @@ TEST_F(CudaLinear, SeveralMatricesAtOnce) {
                                    {16, 700, form, precision, 3},
                                    {3333, 700, form, precision, 4}};
     for (const std::int64_t m : {1, 2, 10, 100}) {
-      const cpu::ScalarType type = kTypes[m % 2];
+      const ScalarType type = kTypes[m % 2];
       DeviceInput x(m, 700, type);
       std::list<DeviceCase> weights;
       std::list<DeviceOutput> outputs;
@@ -195,9 +194,9 @@ TEST_F(CudaLinear, PlanesOfXGiveTheSameBytes) {
     const QuantizedCase c(100, k, {0, CellGroups::kOne, 0}, 5);
     const DeviceCase weights(c);
     for (const std::int64_t m : {1, 2}) {
-      const DeviceInput x(m, k, cpu::ScalarType::kFloat16);
-      const DeviceOutput direct(m, c.n, cpu::ScalarType::kFloat16);
-      const DeviceOutput by_planes(m, c.n, cpu::ScalarType::kFloat16);
+      const DeviceInput x(m, k, ScalarType::kFloat16);
+      const DeviceOutput direct(m, c.n, ScalarType::kFloat16);
+      const DeviceOutput by_planes(m, c.n, ScalarType::kFloat16);
       cuda::Product product{weights.weights, nullptr, direct.buffer.as<void>(), c.n};
       ASSERT_EQ(cuda::linear_path(x.input, {&product, 1}), cuda::LinearPath::kMaskDot);
       multiply(x.input, {&product, 1});
@@ -228,8 +227,8 @@ TEST_F(CudaLinear, APrecisionInDeviceMemoryChangesACapturedGraph) {
       codebooks.lut[b - 2] = weights.back().weights.lut;
       codebooks.alpha[b - 2] = weights.back().weights.alpha;
     }
-    DeviceInput x(1, 900, cpu::ScalarType::kFloat16);
-    const DeviceOutput y(1, 70, cpu::ScalarType::kFloat16);
+    DeviceInput x(1, 900, ScalarType::kFloat16);
+    const DeviceOutput y(1, 70, ScalarType::kFloat16);
     const cuda::Product product{weights.front().weights, nullptr, y.buffer.as<void>(), 70};
     const DeviceBuffer precision(sizeof(int));
     cudaStream_t stream;
@@ -257,8 +256,8 @@ TEST_F(CudaLinear, TheSameInputGivesTheSameBytesOnConcurrentStreams) {
   const QuantizedCase c(3000, 1000, {3, CellGroups::kSym, 0}, 6);
   const DeviceCase weights(c);
   for (const std::int64_t m : {1, 12}) {
-    const DeviceInput x(m, c.k, cpu::ScalarType::kBFloat16);
-    const DeviceOutput first(m, c.n, cpu::ScalarType::kBFloat16);
+    const DeviceInput x(m, c.k, ScalarType::kBFloat16);
+    const DeviceOutput first(m, c.n, ScalarType::kBFloat16);
     const cuda::Product product{weights.weights, nullptr, first.buffer.as<void>(), c.n};
     multiply(x.input, {&product, 1});
     std::vector<std::thread> threads;
@@ -269,7 +268,7 @@ TEST_F(CudaLinear, TheSameInputGivesTheSameBytesOnConcurrentStreams) {
         cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
         bool all = true;
         for (int i = 0; i < 20; ++i) {
-          const DeviceOutput y(m, c.n, cpu::ScalarType::kBFloat16);
+          const DeviceOutput y(m, c.n, ScalarType::kBFloat16);
           const cuda::Product own{weights.weights, nullptr, y.buffer.as<void>(), c.n};
           all &= cuda::linear(x.input, {&own, 1}, {}, stream) == cudaSuccess;
           all &= cudaStreamSynchronize(stream) == cudaSuccess;
@@ -290,10 +289,10 @@ TEST_F(CudaLinear, NonFiniteActivationsSpoilTheirRowAlone) {
     const QuantizedCase c(40, 300, {3, CellGroups::kOne, 0}, 4);
     const DeviceCase weights(c);
     for (const float bad : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN()}) {
-      DeviceInput x(m, c.k, cpu::ScalarType::kFloat16);
+      DeviceInput x(m, c.k, ScalarType::kFloat16);
       x.matrix.set(1, 77, bad);
       x.upload();
-      const DeviceOutput y(m, c.n, cpu::ScalarType::kFloat16);
+      const DeviceOutput y(m, c.n, ScalarType::kFloat16);
       const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), c.n};
       multiply(x.input, {&product, 1});
       const std::vector<float> found = y.values();
@@ -308,10 +307,10 @@ TEST_F(CudaLinear, ZerosAndTinyAndHugeActivations) {
   const QuantizedCase c(40, 300, {3, CellGroups::kOne, 0}, 4);
   const DeviceCase weights(c);
   for (const float size : {0.0f, 1e-38f, 1e-20f, 1e30f}) {
-    DeviceInput x(1, c.k, cpu::ScalarType::kFloat32);
+    DeviceInput x(1, c.k, ScalarType::kFloat32);
     for (std::int64_t k = 0; k < c.k; ++k) x.matrix.set(0, k, size * (k % 5 - 2.0f));
     x.upload();
-    const DeviceOutput y(1, c.n, cpu::ScalarType::kFloat32);
+    const DeviceOutput y(1, c.n, ScalarType::kFloat32);
     const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), c.n};
     multiply(x.input, {&product, 1});
     const std::vector<double> values = x.matrix.values();
@@ -343,12 +342,12 @@ TEST_F(CudaLinear, DequantizeGivesTheFormsValues) {
       const QuantizedCase c(35, 300, form, precision);
       const DeviceCase packed(c);
       const std::vector<double> w = reference::dequantize(c.canonical_weights());
-      for (const cpu::ScalarType type : kTypes) {
+      for (const ScalarType type : kTypes) {
         const std::int64_t begin = 3, end = 30;
         const DeviceOutput out(end - begin, c.k, type);
-        ASSERT_EQ(cuda::dequantize(packed.weights, begin, end, out.buffer.as<void>(),
-                                   cuda_type(type), nullptr),
-                  cudaSuccess);
+        ASSERT_EQ(
+            cuda::dequantize(packed.weights, begin, end, out.buffer.as<void>(), type, nullptr),
+            cudaSuccess);
         const std::vector<float> found = out.values();
         for (std::int64_t i = 0; i < static_cast<std::int64_t>(found.size()); ++i) {
           const double want = w[begin * c.k + i];
@@ -362,8 +361,8 @@ TEST_F(CudaLinear, DequantizeGivesTheFormsValues) {
 TEST_F(CudaLinear, WrongArgumentsAreNamed) {
   const QuantizedCase c(20, 300, {3, CellGroups::kOne, 0}, 5);
   const DeviceCase weights(c);
-  const DeviceInput x(1, c.k, cpu::ScalarType::kFloat16);
-  const DeviceOutput y(1, c.n, cpu::ScalarType::kFloat16);
+  const DeviceInput x(1, c.k, ScalarType::kFloat16);
+  const DeviceOutput y(1, c.n, ScalarType::kFloat16);
   const cuda::Product good{weights.weights, nullptr, y.buffer.as<void>(), c.n};
   const auto message = [&](const cuda::Input& input, std::span<const cuda::Product> products) {
     try {
@@ -389,8 +388,7 @@ TEST_F(CudaLinear, WrongArgumentsAreNamed) {
   bad = good;
   bad.y = nullptr;
   EXPECT_EQ(message(x.input, {&bad, 1}), "linear: y is null");
-  EXPECT_EQ(message({nullptr, c.k, 1, cuda::ScalarType::kFloat16}, {&good, 1}),
-            "linear: x is null");
+  EXPECT_EQ(message({nullptr, c.k, 1, ScalarType::kFloat16}, {&good, 1}), "linear: x is null");
   EXPECT_EQ(message(x.input, {}), "linear: 0 products, wanted 1 to 4");
   cuda::Input two = x.input;
   two.rows = 2;
@@ -412,7 +410,7 @@ TEST_F(CudaLinear, WorksOnASecondDevice) {
   if (devices < 2) GTEST_SKIP() << "needs two GPUs";
   ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
   for (const std::int64_t m : {1, 12}) {
-    run(QuantizedCase(50, 600, {3, CellGroups::kOne, 0}, 5), m, cpu::ScalarType::kFloat16);
+    run(QuantizedCase(50, 600, {3, CellGroups::kOne, 0}, 5), m, ScalarType::kFloat16);
   }
   ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
 }

@@ -37,7 +37,7 @@ void expect_linear(const QuantizedCase& c, DeviceInput& x, const DeviceOutput& y
 
 class CudaTableMma : public CudaTest {
  protected:
-  void run(const QuantizedCase& c, std::int64_t m, cpu::ScalarType type, bool with_bias = false,
+  void run(const QuantizedCase& c, std::int64_t m, ScalarType type, bool with_bias = false,
            std::int64_t padding = 0, std::int64_t offset = 0) {
     const DeviceCase weights(c);
     DeviceInput x(m, c.k, type, padding, offset, static_cast<unsigned>(m + c.k));
@@ -59,12 +59,12 @@ class CudaTableMma : public CudaTest {
   }
 };
 
-constexpr cpu::ScalarType kTypes[] = {cpu::ScalarType::kFloat16, cpu::ScalarType::kBFloat16};
+constexpr ScalarType kTypes[] = {ScalarType::kFloat16, ScalarType::kBFloat16};
 
 TEST_F(CudaTableMma, FullTablesAtEveryPrecisionAndNumberOfRows) {
   for (int precision = 2; precision <= 8; ++precision) {
     for (const std::int64_t m : {1, 2, 3, 8, 9, 16, 17, 31, 32, 33, 64}) {
-      for (const cpu::ScalarType type : kTypes) run(QuantizedCase(33, 600, {}, precision), m, type);
+      for (const ScalarType type : kTypes) run(QuantizedCase(33, 600, {}, precision), m, type);
     }
   }
 }
@@ -109,17 +109,17 @@ TEST_F(CudaTableMma, LongRowsTakeSeveralChunks) {
 TEST_F(CudaTableMma, ManyTilesABlock) {
   for (const int precision : {2, 4, 7, 8}) {
     for (const std::int64_t m : {1, 16, 64}) {
-      run(QuantizedCase(12016, 40, {}, precision), m, cpu::ScalarType::kFloat16);
+      run(QuantizedCase(12016, 40, {}, precision), m, ScalarType::kFloat16);
     }
   }
-  run(QuantizedCase(4300, 4200, {}, 8), 3, cpu::ScalarType::kFloat16);
+  run(QuantizedCase(4300, 4200, {}, 8), 3, ScalarType::kFloat16);
 }
 
 TEST_F(CudaTableMma, RowsOfAnyStrideAndAlignment) {
   for (const std::int64_t padding : {0, 1, 8, 24}) {
     for (const std::int64_t offset : {0, 1, 3, 4, 8}) {
       for (const std::int64_t k : {520, 521}) {
-        for (const cpu::ScalarType type : kTypes) {
+        for (const ScalarType type : kTypes) {
           run(QuantizedCase(17, k, {}, 5), 7, type, true, padding, offset);
         }
       }
@@ -135,13 +135,13 @@ TEST_F(CudaTableMma, SeveralMatricesAtOnce) {
                                    {16, 700, form, precision, 3},
                                    {333, 700, form, precision, 4}};
     for (const std::int64_t m : {1, 10}) {
-      DeviceInput x(m, 700, cpu::ScalarType::kFloat16);
+      DeviceInput x(m, 700, ScalarType::kFloat16);
       std::list<DeviceCase> weights;
       std::list<DeviceOutput> outputs;
       std::vector<cuda::Product> products;
       for (const QuantizedCase& c : cases) {
         weights.emplace_back(c);
-        outputs.emplace_back(m, c.n, cpu::ScalarType::kFloat16, 3);
+        outputs.emplace_back(m, c.n, ScalarType::kFloat16, 3);
         products.push_back({weights.back().weights, nullptr, outputs.back().buffer.as<void>(),
                             outputs.back().stride});
       }
@@ -158,10 +158,10 @@ TEST_F(CudaTableMma, TheSameInputGivesTheSameBytes) {
   const QuantizedCase c(300, 5000, {}, 6);
   const DeviceCase weights(c);
   for (const std::int64_t m : {1, 12, 30}) {
-    const DeviceInput x(m, c.k, cpu::ScalarType::kBFloat16);
+    const DeviceInput x(m, c.k, ScalarType::kBFloat16);
     std::vector<std::uint8_t> first;
     for (int i = 0; i < 5; ++i) {
-      const DeviceOutput y(m, c.n, cpu::ScalarType::kBFloat16);
+      const DeviceOutput y(m, c.n, ScalarType::kBFloat16);
       const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), y.stride};
       ASSERT_EQ(cuda::table_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess);
       if (i == 0) first = y.bytes();
@@ -174,8 +174,8 @@ TEST_F(CudaTableMma, NonFiniteValuesStayInTheirRows) {
   QuantizedCase c(20, 300, {}, 5);
   for (int i = 0; i < 32; ++i) c.lut[7 * 32 + i] = 0x7e00;  // row 7: NaN
   const DeviceCase weights(c);
-  const DeviceInput x(3, c.k, cpu::ScalarType::kFloat16);
-  const DeviceOutput y(3, c.n, cpu::ScalarType::kFloat16);
+  const DeviceInput x(3, c.k, ScalarType::kFloat16);
+  const DeviceOutput y(3, c.n, ScalarType::kFloat16);
   const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), y.stride};
   ASSERT_EQ(cuda::table_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess);
   const std::vector<float> found = y.values();
@@ -187,7 +187,7 @@ TEST_F(CudaTableMma, NonFiniteValuesStayInTheirRows) {
 TEST_F(CudaTableMma, NonFiniteActivationsSpoilTheirRowAlone) {
   const QuantizedCase c(40, 600, {}, 4);
   const DeviceCase weights(c);
-  for (const cpu::ScalarType type : kTypes) {
+  for (const ScalarType type : kTypes) {
     DeviceInput x(12, c.k, type);
     x.matrix.set(2, 599, std::numeric_limits<float>::infinity());
     x.matrix.set(9, 0, std::numeric_limits<float>::quiet_NaN());
@@ -208,12 +208,12 @@ TEST_F(CudaTableMma, ZerosAndTinyAndHugeActivations) {
   for (const float size : {0.0f, 1e-38f, 1e-20f, 1e20f, 1e38f}) {
     const QuantizedCase c(20, 300, {}, 4);
     const DeviceCase weights(c);
-    DeviceInput x(9, c.k, cpu::ScalarType::kBFloat16);
+    DeviceInput x(9, c.k, ScalarType::kBFloat16);
     for (std::int64_t m = 0; m < 9; ++m) {
       for (std::int64_t k = 0; k < c.k; ++k) x.matrix.set(m, k, x.matrix.get(m, k) / 100 * size);
     }
     x.upload();
-    const DeviceOutput y(9, c.n, cpu::ScalarType::kBFloat16);
+    const DeviceOutput y(9, c.n, ScalarType::kBFloat16);
     const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), y.stride};
     ASSERT_EQ(cuda::table_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess);
     const std::vector<float> found = y.values();
@@ -237,7 +237,7 @@ TEST_F(CudaTableMma, AValueThatNoColumnHasDoesNotReachTheTail) {
     }
     c.lut[n * 16] = 0x7c00;
   }
-  run(c, 2, cpu::ScalarType::kFloat16);
+  run(c, 2, ScalarType::kFloat16);
 }
 
 TEST_F(CudaTableMma, LeavesOtherTypesAndGroupsToOthers) {
@@ -245,12 +245,12 @@ TEST_F(CudaTableMma, LeavesOtherTypesAndGroupsToOthers) {
   const DeviceCase a(grouped), b(plain);
   const cuda::Product with_groups{a.weights, nullptr, nullptr, 16};
   const cuda::Product product{b.weights, nullptr, nullptr, 16};
-  cuda::Input x{nullptr, 256, 1, cuda::ScalarType::kFloat16};
+  cuda::Input x{nullptr, 256, 1, ScalarType::kFloat16};
   EXPECT_TRUE(cuda::table_mma_serves(x, {&product, 1}, device));
   EXPECT_FALSE(cuda::table_mma_serves(x, {&with_groups, 1}, device));
   x.rows = 65;
   EXPECT_FALSE(cuda::table_mma_serves(x, {&product, 1}, device));
-  x = {nullptr, 256, 1, cuda::ScalarType::kFloat32};
+  x = {nullptr, 256, 1, ScalarType::kFloat32};
   EXPECT_FALSE(cuda::table_mma_serves(x, {&product, 1}, device));
 }
 

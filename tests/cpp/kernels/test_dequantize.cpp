@@ -6,8 +6,7 @@
 namespace anyprec::testing {
 namespace {
 
-constexpr cpu::ScalarType kTypes[] = {cpu::ScalarType::kFloat32, cpu::ScalarType::kBFloat16,
-                                      cpu::ScalarType::kFloat16};
+constexpr ScalarType kTypes[] = {ScalarType::kFloat32, ScalarType::kBFloat16, ScalarType::kFloat16};
 
 class Dequantize : public ::testing::TestWithParam<cpu::Isa> {};
 
@@ -16,7 +15,7 @@ TEST_P(Dequantize, FullTablesAreExactInFloat32AndFloat16) {
     for (int precision = 2; precision <= 8; ++precision) {
       const QuantizedCase c(5, k, {}, precision);
       const std::vector<double> expected = reference::dequantize(c.canonical_weights());
-      for (const cpu::ScalarType type : {cpu::ScalarType::kFloat32, cpu::ScalarType::kFloat16}) {
+      for (const ScalarType type : {ScalarType::kFloat32, ScalarType::kFloat16}) {
         Matrix out(5, k, k, type);
         cpu::dequantize(c.weights(), 0, 5, out.data(), type, GetParam());
         ASSERT_EQ(out.values(), expected) << c.name();
@@ -32,7 +31,7 @@ TEST_P(Dequantize, EveryFormIsRightToTheRoundingOfItsType) {
       for (const std::int64_t k : {33, 576, 1000}) {
         const QuantizedCase c(3, k, form, precision);
         const std::vector<double> expected = reference::dequantize(c.canonical_weights());
-        for (const cpu::ScalarType type : kTypes) {
+        for (const ScalarType type : kTypes) {
           Matrix out(3, k, k, type);
           cpu::dequantize(c.weights(), 0, 3, out.data(), type, GetParam());
           const std::vector<double> found = out.values();
@@ -49,8 +48,8 @@ TEST_P(Dequantize, EveryFormIsRightToTheRoundingOfItsType) {
 TEST_P(Dequantize, TakesARangeOfRows) {
   const QuantizedCase c(9, 300, {}, 4);
   const std::vector<double> all = reference::dequantize(c.canonical_weights());
-  Matrix out(3, 300, 300, cpu::ScalarType::kFloat32);
-  cpu::dequantize(c.weights(), 4, 7, out.data(), cpu::ScalarType::kFloat32, GetParam());
+  Matrix out(3, 300, 300, ScalarType::kFloat32);
+  cpu::dequantize(c.weights(), 4, 7, out.data(), ScalarType::kFloat32, GetParam());
   EXPECT_EQ(out.values(), std::vector<double>(all.begin() + 4 * 300, all.begin() + 7 * 300));
 }
 
@@ -61,8 +60,8 @@ TEST_P(Dequantize, KeepsInfinitiesAndNaNsOfTheTable) {
   c.lut[5] = 0x7e00;  // NaN
   c.lut[6] = 0x0001;  // the smallest subnormal
   const std::vector<double> expected = reference::dequantize(c.canonical_weights());
-  Matrix out(1, 700, 700, cpu::ScalarType::kFloat32);
-  cpu::dequantize(c.weights(), 0, 1, out.data(), cpu::ScalarType::kFloat32, GetParam());
+  Matrix out(1, 700, 700, ScalarType::kFloat32);
+  cpu::dequantize(c.weights(), 0, 1, out.data(), ScalarType::kFloat32, GetParam());
   for (std::int64_t k = 0; k < 700; ++k) {
     if (std::isnan(expected[k])) {
       EXPECT_TRUE(std::isnan(out.get(0, k)));
@@ -74,10 +73,9 @@ TEST_P(Dequantize, KeepsInfinitiesAndNaNsOfTheTable) {
 
 TEST_P(Dequantize, RejectsRowsThatAreNotThere) {
   const QuantizedCase c(3, 40, {}, 4);
-  Matrix out(4, 40, 40, cpu::ScalarType::kFloat32);
-  EXPECT_THROW(
-      cpu::dequantize(c.weights(), 1, 4, out.data(), cpu::ScalarType::kFloat32, GetParam()),
-      InvalidArgument);
+  Matrix out(4, 40, 40, ScalarType::kFloat32);
+  EXPECT_THROW(cpu::dequantize(c.weights(), 1, 4, out.data(), ScalarType::kFloat32, GetParam()),
+               InvalidArgument);
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, Dequantize, ::testing::ValuesIn(supported_isas()),

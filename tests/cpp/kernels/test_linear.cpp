@@ -10,7 +10,6 @@
 namespace anyprec::testing {
 namespace {
 
-using cpu::ScalarType;
 
 constexpr ScalarType kTypes[] = {ScalarType::kFloat32, ScalarType::kBFloat16, ScalarType::kFloat16};
 constexpr std::int64_t kSizesM[] = {1, 2, 3, 5, 8, 9, 33, 64};
@@ -234,11 +233,11 @@ TEST_P(Linear, NoColumnsGiveTheBiasAndNoRowsGiveNothing) {
 TEST_P(Linear, RejectsWhatItsContractExcludes) {
   const QuantizedCase c(3, 40, {3, CellGroups::kOne, 0}, 5);
   Matrix x(2, 40, 40, ScalarType::kFloat32), y(2, 3, 3, ScalarType::kFloat32);
-  const auto run = [&](const cpu::Weights& weights, std::int64_t m, std::int64_t y_stride) {
+  const auto run = [&](const Weights& weights, std::int64_t m, std::int64_t y_stride) {
     cpu::linear(weights, x.data(), 40, m, nullptr, y.data(), y_stride, ScalarType::kFloat32, serial,
                 isa);
   };
-  cpu::Weights bad = c.weights();
+  Weights bad = c.weights();
   bad.precision = 9;
   EXPECT_THROW(run(bad, 1, 3), InvalidArgument);
   bad = c.weights();
