@@ -10,7 +10,6 @@
 namespace anyprec::testing {
 namespace {
 
-
 constexpr ScalarType kTypes[] = {ScalarType::kFloat32, ScalarType::kBFloat16, ScalarType::kFloat16};
 constexpr std::int64_t kSizesM[] = {1, 2, 3, 5, 8, 9, 33, 64};
 constexpr std::int64_t kSizesN[] = {1, 3, 13, 31};
