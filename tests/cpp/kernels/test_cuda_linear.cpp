@@ -336,28 +336,6 @@ TEST_F(CudaLinear, PackingIsUndoneByUnpacking) {
   }
 }
 
-TEST_F(CudaLinear, DequantizeGivesTheFormsValues) {
-  for (const CodebookForm& form : forms()) {
-    for (int precision = 2; precision <= 8; ++precision) {
-      const QuantizedCase c(35, 300, form, precision);
-      const DeviceCase packed(c);
-      const std::vector<double> w = reference::dequantize(c.canonical_weights());
-      for (const ScalarType type : kTypes) {
-        const std::int64_t begin = 3, end = 30;
-        const DeviceOutput out(end - begin, c.k, type);
-        ASSERT_EQ(
-            cuda::dequantize(packed.weights, begin, end, out.buffer.as<void>(), type, nullptr),
-            cudaSuccess);
-        const std::vector<float> found = out.values();
-        for (std::int64_t i = 0; i < static_cast<std::int64_t>(found.size()); ++i) {
-          const double want = w[begin * c.k + i];
-          ASSERT_NEAR(found[i], want, 1.01 * std::abs(want) * rounding(type) + 1e-7) << c.name();
-        }
-      }
-    }
-  }
-}
-
 TEST_F(CudaLinear, WrongArgumentsAreNamed) {
   const QuantizedCase c(20, 300, {3, CellGroups::kOne, 0}, 5);
   const DeviceCase weights(c);
