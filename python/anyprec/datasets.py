@@ -15,6 +15,8 @@ BUILTIN = "builtin"
 
 # Of a hub dataset no more text is tokenized than this many times the windows asked for.
 _POOL_FACTOR = 8
+# What "all" means there.
+HUB_EXAMPLES = 500
 
 
 class DatasetError(ValueError):
@@ -176,11 +178,13 @@ def calibration_tokens(
     tokenizer: Any,
     dataset: str = BUILTIN,
     *,
-    num_examples: int = 100,
+    num_examples: int | None = 100,
     seq_len: int = 512,
     random_state: int | None = None,
 ) -> Tokens:
     """Cuts a dataset into windows of seq_len tokens and picks num_examples of them.
+
+    None for num_examples takes all that a local text has, of a hub dataset HUB_EXAMPLES.
 
     The documents' tokens, joined by the tokenizer's end-of-text token, are cut into windows that do
     not overlap; a tokenizer that starts its texts with a BOS token gets one at the start of every
@@ -191,7 +195,9 @@ def calibration_tokens(
 
     Raises DatasetError when the text has fewer than num_examples windows.
     """
-    if num_examples < 1 or seq_len < 2:
+    if dataset in _HUB and num_examples is None:
+        num_examples = HUB_EXAMPLES
+    if (num_examples is not None and num_examples < 1) or seq_len < 2:
         raise DatasetError(
             f"wanted at least 1 example of 2 tokens, found num_examples {num_examples}, "
             f"seq_len {seq_len}"
@@ -202,6 +208,8 @@ def calibration_tokens(
     limit = _POOL_FACTOR * num_examples * window if dataset in _HUB else None
     stream = _token_stream(tokenizer, texts, limit)
     available = len(stream) // window
+    if num_examples is None:
+        num_examples = max(available, 1)
     if available < num_examples:
         raise DatasetError(
             f"{name}: {len(stream)} tokens are {available} windows of {seq_len} tokens, "

@@ -8,6 +8,7 @@ from anyprec.cli.eval import eval_command
 from anyprec.cli.generate import generate_command
 from anyprec.cli.inspect import inspect_command
 from anyprec.cli.quantize import quantize_command
+from anyprec.cli.refine import refine_command
 from anyprec.cli.verify import verify_command
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     help="One set of quantized weights that serves as a 2- to 8-bit language model.",
 )
 app.command("quantize")(quantize_command)
+app.command("refine")(refine_command)
 app.command("generate")(generate_command)
 app.command("eval")(eval_command)
 app.command("inspect")(inspect_command)
