@@ -8,7 +8,7 @@ window.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anyprec.datasets import DatasetError, documents
+from anyprec.precision import PrecisionRequest
 
 # Rows of logits that are made fp32 at a time: [rows, vocabulary].
 _ROWS = 256
@@ -25,6 +26,7 @@ _ROWS = 256
 class Score:
     """A model's figures over all windows.
 
+    precision: what it ran at: an int, or the name of a precision map; None for the original.
     perplexity: exp of the mean negative log-likelihood of a token (nats).
     stderr: its standard error: that of the mean over windows (their sample standard deviation over
     the root of their number), times the perplexity, the derivative of exp (delta method). None for
@@ -34,7 +36,7 @@ class Score:
     there was no original.
     """
 
-    precision: int | None
+    precision: int | str | None
     perplexity: float
     stderr: float | None
     kl: float | None = None
@@ -43,13 +45,14 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: absent figures are left out, but for stderr; those that overflowed are null."""
-        names = ("precision", "perplexity", "stderr", "kl", "kl_stderr", "top1")
+        names = ("perplexity", "stderr", "kl", "kl_stderr", "top1")
         values = {name: getattr(self, name) for name in names}
-        return {
-            name: value if value is None or math.isfinite(value) else None
-            for name, value in values.items()
-            if value is not None or name == "stderr"
-        }
+        kind = "precision_map" if isinstance(self.precision, str) else "precision"
+        report = {} if self.precision is None else {kind: self.precision}
+        for name, value in values.items():
+            if value is not None or name == "stderr":
+                report[name] = value if value is None or math.isfinite(value) else None
+        return report
 
 
 @dataclass
@@ -60,7 +63,7 @@ class _Tally:
     kl: list[float] = field(default_factory=list)
     top1: list[float] = field(default_factory=list)
 
-    def score(self, precision: int | None) -> Score:
+    def score(self, precision: int | str | None) -> Score:
         nll, nll_stderr = mean_and_stderr(self.nll)
         perplexity = math.exp(nll) if nll < 700 else math.inf
         stderr = None if nll_stderr is None else perplexity * nll_stderr
@@ -129,14 +132,17 @@ def evaluate(
     precisions: Iterable[int] = (),
     original: nn.Module | None = None,
     on_step: Callable[[], None] | None = None,
+    precision_maps: Mapping[str, PrecisionRequest] | None = None,
 ) -> Evaluation:
     """Scores a model at each precision on windows of tokens, and the original beside it.
 
+    precision_maps: further ones, by the names that their scores get, after the others.
     tokens: int64 [windows, seq_len]. on_step is called after each window of each model. The
     original's logits of one window are all that is kept of it, so memory does not grow with the
     text.
     """
-    wanted = list(precisions)
+    wanted: dict[int | str, PrecisionRequest] = {b: b for b in precisions}
+    wanted |= precision_maps or {}
     reference = _Tally()
     tallies = {precision: _Tally() for precision in wanted}
     for window in tokens:
@@ -145,8 +151,8 @@ def evaluate(
             base = _logits(original, window)
             reference.nll.append(_mean(_nll(base, window)))
             _step(on_step)
-        for precision in wanted:
-            logits = _logits(model, window, precision=precision)
+        for precision, request in wanted.items():
+            logits = _logits(model, window, precision=request)
             tally = tallies[precision]
             tally.nll.append(_mean(_nll(logits, window)))
             if base is not None:

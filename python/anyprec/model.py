@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from anyprec.dtypes import DTYPE_NAMES
 from anyprec.linear import AnyPrecisionLinear
 from anyprec.loading import architecture_class, fill
 from anyprec.precision import PrecisionController, PrecisionRequest
+from anyprec.precision_map import read_precision_map
 
 _CONFIG_FILE = "config.json"
 _GENERATION_FILE = "generation_config.json"
@@ -52,21 +53,30 @@ class AnyPrecisionForCausalLM:
         precisions: Iterable[int] | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
+        precision_map: str | os.PathLike[str] | Mapping[str, int] | None = None,
         **model_kwargs: Any,
     ) -> "AnyPrecisionForCausalLM":
         """Loads a checkpoint directory.
 
         precisions: those to load, all by default; a subset reads and holds only its own planes and
         codebooks. The default precision is the highest one.
+        precision_map: a file that `anyprec allocate` wrote (anyprec/precision_map.py), or a mapping
+        as `set_precision` takes it. It becomes the default precision, and what it needs is all that
+        is loaded unless `precisions` is given.
         dtype: of activations and of everything that is not quantized; the checkpoint's by default.
         model_kwargs: for the transformers class, for instance attn_implementation="eager".
 
         Raises PrecisionError when a precision is not in the checkpoint, FormatError when the
-        checkpoint is malformed or does not fit its architecture, OSError when it cannot be read.
+        checkpoint is malformed or does not fit its architecture, or the map does not fit the
+        checkpoint, OSError when it cannot be read.
         """
         directory = Path(path)
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory}: no such checkpoint directory")
+        if isinstance(precision_map, (str, os.PathLike)):
+            precision_map = read_precision_map(precision_map, Checkpoint(directory)).precisions
+        if precisions is None and precision_map is not None:
+            precisions = precision_map.values()
         wanted = [] if precisions is None else sorted(set(precisions))
         if precisions is not None and not wanted:
             raise PrecisionError("precisions is empty; name at least one, or None for all")
@@ -81,6 +91,8 @@ class AnyPrecisionForCausalLM:
             dtype=_resolve_dtype(dtype, config, checkpoint),
             **model_kwargs,
         )
+        if precision_map is not None:
+            controller.default = precision_map
         model.name_or_path = str(directory)
         adopt(model, controller, checkpoint, directory)
         if (directory / _GENERATION_FILE).is_file():

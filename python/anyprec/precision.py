@@ -24,6 +24,9 @@ PrecisionRequest = int | Mapping[str, int]
 # Assignments kept per model, so that a request is matched against patterns only once.
 _CACHED = 256
 
+# A message lists this many patterns at most.
+_SHOWN = 20
+
 
 class PrecisionController:
     """The precisions of a model's linears, shared by all of them.
@@ -36,6 +39,7 @@ class PrecisionController:
         """names: the quantized linears; precisions: the loaded ones (at least one)."""
         self.names = tuple(names)
         self.precisions = tuple(sorted(precisions))
+        self._indices = {name: index for index, name in enumerate(self.names)}
         self._resolved: dict[object, tuple[int, ...]] = {}
         self._default: PrecisionRequest = self.precisions[-1]
         self._scoped: contextvars.ContextVar[PrecisionRequest | None] = contextvars.ContextVar(
@@ -72,23 +76,32 @@ class PrecisionController:
         if not isinstance(request, Mapping):
             self._check_loaded(request)
             return (request,) * len(self.names)
+        assignment: list[int | None] = [None] * len(self.names)
         for pattern, precision in request.items():
             self._check_loaded(precision, pattern)
-            if not any(fnmatchcase(name, pattern) for name in self.names):
+            matches = self._matches(pattern)
+            if not matches:
                 raise PrecisionError(
                     f"precision pattern {pattern!r} matches none of the model's {len(self.names)} "
                     f"quantized linears (the first is {self.names[0]!r})"
                 )
-        assignment = []
-        for name in self.names:
-            match = [p for pattern, p in request.items() if fnmatchcase(name, pattern)]
-            if not match:
-                raise PrecisionError(
-                    f"no precision pattern matches {name!r} (patterns: {list(request)}); "
-                    'add a last pattern "*" for all other linears'
-                )
-            assignment.append(match[0])
+            for index in matches:
+                if assignment[index] is None:
+                    assignment[index] = precision
+        if None in assignment:
+            patterns = list(request)
+            shown = str(patterns) if len(patterns) <= _SHOWN else f"{len(patterns)} of them"
+            raise PrecisionError(
+                f"no precision pattern matches {self.names[assignment.index(None)]!r} (patterns: "
+                f'{shown}); add a last pattern "*" for all other linears'
+            )
         return tuple(assignment)
+
+    def _matches(self, pattern: str) -> list[int]:
+        # A map names every linear: no pattern matching for each pair of them.
+        if pattern in self._indices:
+            return [self._indices[pattern]]
+        return [index for index, name in enumerate(self.names) if fnmatchcase(name, pattern)]
 
     def _check_loaded(self, precision: object, pattern: str | None = None) -> None:
         where = "" if pattern is None else f" for pattern {pattern!r}"

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,45 @@ def inspect_checkpoint(directory: str | Path) -> Contents:
         sizes=sizes,
         files={f.name: f.stat().st_size for f in sorted(directory.iterdir()) if f.is_file()},
     )
+
+
+@dataclass(frozen=True)
+class LinearSize:
+    """What serving one quantized linear takes: planes 0..b-1 and the codebooks of precision b."""
+
+    name: str
+    weights: int
+    bytes: Mapping[int, int]  # at each of the checkpoint's precisions
+
+
+def linear_sizes(checkpoint: Checkpoint) -> list[LinearSize]:
+    """The size of each linear at each open precision, from the tensors themselves."""
+
+    def total(names: list[str]) -> int:
+        return sum(checkpoint.data(name).nbytes for name in names if name in checkpoint)
+
+    return [
+        LinearSize(
+            name,
+            out_features * in_features,
+            {
+                b: total([f"{name}.plane.{i}" for i in range(b)])
+                + total([f"{name}.lut.{b}", f"{name}.alpha.{b}"])
+                for b in checkpoint.precisions
+            },
+        )
+        for name, out_features, in_features in checkpoint.modules
+    ]
+
+
+def bits_per_weight(sizes: Iterable[LinearSize], precisions: Mapping[str, int]) -> float:
+    """Planes and codebooks over the quantized weights, as PrecisionSize counts them.
+
+    precisions: of every linear, by its name.
+    """
+    sizes = list(sizes)
+    total = sum(size.bytes[precisions[size.name]] for size in sizes)
+    return 8 * total / sum(size.weights for size in sizes)
 
 
 def _kinds(modules: list[tuple[str, int, int]]) -> list[ModuleKind]:

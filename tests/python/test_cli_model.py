@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from anyprec import AnyPrecisionForCausalLM, Checkpoint
 from anyprec.cli.app import app
+from anyprec.precision_map import PrecisionMap
+from anyprec.report import bits_per_weight, linear_sizes
 from checkpoints import ALL, byte_tokenizer, tiny_model, write_checkpoint
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
@@ -60,10 +62,31 @@ def assert_one_line_error(result, *words: str) -> None:
         assert word in lines[0]
 
 
+@pytest.fixture(scope="module")
+def precision_map(written, tmp_path_factory):
+    """A map of 3, 4 and 6 bits: (file, precisions)."""
+    precisions = {name: (3, 4, 6)[i % 3] for i, name in enumerate(written.matrices)}
+    path = tmp_path_factory.mktemp("cli") / "mixed.json"
+    PrecisionMap(precisions).write(path)
+    return path, precisions
+
+
+def spy_on_loads(monkeypatch) -> list[AnyPrecisionForCausalLM]:
+    loaded = []
+    load = AnyPrecisionForCausalLM.from_quantized
+
+    def spy(*args, **kwargs):
+        loaded.append(load(*args, **kwargs))
+        return loaded[-1]
+
+    monkeypatch.setattr(AnyPrecisionForCausalLM, "from_quantized", spy)
+    return loaded
+
+
 # --- generate
 
 
-def greedy_text(written, precision: int, prompt: str, count: int) -> str:
+def greedy_text(written, precision, prompt: str, count: int) -> str:
     tokenizer = byte_tokenizer()
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     output = written.dense_model(precision).generate(ids, max_new_tokens=count, do_sample=False)
@@ -118,16 +141,33 @@ def test_generate_samples_by_seed(written):
 
 
 def test_generate_loads_only_the_precisions_asked_for(written, monkeypatch):
-    loaded = []
-    load = AnyPrecisionForCausalLM.from_quantized
-
-    def spy(*args, **kwargs):
-        loaded.append(load(*args, **kwargs))
-        return loaded[-1]
-
-    monkeypatch.setattr(AnyPrecisionForCausalLM, "from_quantized", spy)
+    loaded = spy_on_loads(monkeypatch)
     run_json("generate", written.path, "--prompt", "a", "--precision", 3, "--max-new-tokens", 1)
     assert [model.precisions for model in loaded] == [[3]]
+
+
+def test_generate_at_a_precision_map_loads_what_it_needs(written, precision_map, monkeypatch):
+    path, precisions = precision_map
+    loaded = spy_on_loads(monkeypatch)
+    arguments = ["generate", written.path, "--prompt", "hi", "--raw", "--max-new-tokens", 5]
+    report = run_json(*arguments, "--precision-map", path)
+    assert [model.precisions for model in loaded] == [[3, 4, 6]]
+    (result,) = report["results"]
+    assert result["precision_map"] == "mixed.json" and "precision" not in result
+    assert result["text"] == greedy_text(written, precisions, "hi", 5)
+
+    report = run_json(*arguments, "--precision", 8, "--precision-map", path)
+    assert [row.get("precision") for row in report["results"]] == [8, None]
+    assert "mixed.json" in run(*arguments, "--precision", 8, "--precision-map", path).stdout
+
+
+def test_map_of_another_checkpoint_is_one_line(written, precision_map, text_file, tmp_path):
+    other = write_checkpoint(
+        tmp_path / "out", tiny_model("llama"), precisions=(3, 4), tokenizer=byte_tokenizer()
+    ).path
+    map_option = ("--precision-map", precision_map[0])
+    for command in (("generate", other, "--prompt", "a"), ("eval", other, "--dataset", text_file)):
+        assert_one_line_error(run(*command, *map_option), "mixed.json", "found 6", "3, 4")
 
 
 def test_generate_with_a_precision_that_is_not_there_is_one_line(tmp_path):
@@ -157,7 +197,8 @@ def test_eval_writes_the_figures_of_each_precision_and_the_original(
     report = json.loads(target.read_text())
     assert [r["precision"] for r in report["results"]] == [2, 8]
     for row in report["results"]:
-        assert set(row) == {"precision", "perplexity", "stderr", "kl", "kl_stderr", "top1"}
+        figures = {"perplexity", "stderr", "kl", "kl_stderr", "top1"}
+        assert set(row) == {"precision", "bits_per_weight"} | figures
     assert report["results"][0]["kl"] > report["results"][1]["kl"] > 0
     assert set(report["original"]) == {"perplexity", "stderr", "path"}
     assert report["windows"] == len(TEXT) // 64
@@ -179,6 +220,43 @@ def test_eval_takes_all_precisions_and_the_first_windows(written, text_file):
     assert [row["precision"] for row in report["results"]] == list(ALL)
     assert report["windows"] == 2
     assert "original" not in report
+
+
+def test_eval_has_a_row_for_each_map_with_its_bits_per_weight(
+    written, original, precision_map, text_file, tmp_path, monkeypatch
+):
+    path, precisions = precision_map
+    uniform = tmp_path / "uniform.json"
+    PrecisionMap(dict.fromkeys(precisions, 5)).write(uniform)
+    loaded = spy_on_loads(monkeypatch)
+    arguments = ["eval", written.path, "--dataset", text_file, "--seq-len", 32, "--max-windows", 2]
+    maps = ["--precision-map", path, "--precision-map", uniform]
+    report = run_json(*arguments, *maps, "--precisions", 5, "--original", original)
+    assert [model.precisions for model in loaded] == [[3, 4, 5, 6]]
+    five, mixed, same = report["results"]
+    assert (five["precision"], mixed["precision_map"]) == (5, "mixed.json")
+    assert same.pop("precision_map") == "uniform.json" and five.pop("precision") == 5
+    assert same == five
+    sizes = linear_sizes(Checkpoint(written.path))
+    assert mixed["bits_per_weight"] == bits_per_weight(sizes, precisions)
+
+    dense = written.dense_model(precisions)
+    tokens = byte_tokenizer()(TEXT, return_tensors="pt").input_ids[0, :64].view(2, 32)
+    with torch.no_grad():
+        losses = [dense(window[None], labels=window[None]).loss for window in tokens]
+    wanted = torch.stack(losses).mean().exp().item()
+    assert mixed["perplexity"] == pytest.approx(wanted, rel=2e-3)
+
+    result = run(*arguments, *maps)
+    assert "mixed.json" in result.stdout and f"{mixed['bits_per_weight']:.3f}" in result.stdout
+    assert [model.precisions for model in loaded] == [[3, 4, 5, 6]] * 2
+
+
+def test_eval_of_two_maps_of_one_name_is_wrong_usage(written, precision_map, text_file):
+    option = ("--precision-map", precision_map[0])
+    result = run("eval", written.path, "--dataset", text_file, *option, *option)
+    assert result.exit_code == 2
+    assert "mixed.json" in result.stderr
 
 
 def test_eval_in_another_dtype(written, text_file):
@@ -299,7 +377,7 @@ def test_unexpected_errors_are_one_line_and_tracebacks_on_request(written, monke
 
 
 def test_help_has_an_example():
-    for command in ("generate", "eval", "inspect", "verify"):
+    for command in ("allocate", "generate", "eval", "inspect", "verify"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert f"anyprec {command} out" in " ".join(result.stdout.split())

@@ -32,6 +32,11 @@ def test_first_matching_pattern_decides(controller):
     assert controller.resolve({"layers.0.*": 8, "*.up": 3, "*": 4}) == (8, 8, 3, 4)
 
 
+def test_names_of_linears_and_patterns_may_be_mixed(controller):
+    assert controller.resolve({"layers.1.up": 3, "layers.*": 4}) == (4, 4, 3, 4)
+    assert controller.resolve({"layers.*": 4, "layers.1.up": 3}) == (4, 4, 4, 4)
+
+
 def test_precision_that_is_not_loaded_names_those_that_are(controller):
     with pytest.raises(PrecisionError, match="precision 5 is not loaded; loaded: 3, 4, 8"):
         controller.resolve(5)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from anyprec.cli.allocate import allocate_command
 from anyprec.cli.eval import eval_command
 from anyprec.cli.generate import generate_command
 from anyprec.cli.inspect import inspect_command
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize_command)
 app.command("refine")(refine_command)
+app.command("allocate")(allocate_command)
 app.command("generate")(generate_command)
 app.command("eval")(eval_command)
 app.command("inspect")(inspect_command)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from anyprec.cli.device import DeviceOption, DtypeOption, resolve
 from anyprec.cli.errors import clear_errors
+from anyprec.cli.maps import PrecisionMapOption, needed_precisions, read_maps
 from anyprec.cli.output import JsonOption, console_for, write_json
 
 if TYPE_CHECKING:
@@ -36,8 +38,12 @@ def eval_command(
     ] = "wikitext2",
     precisions: Annotated[
         str | None,
-        typer.Option(help="Comma-separated, 3,4,8 for example; all of the checkpoint by default."),
+        typer.Option(
+            help="Comma-separated, 3,4,8 for example; by default all of the checkpoint, or none "
+            "beside a precision map."
+        ),
     ] = None,
+    precision_map: PrecisionMapOption = None,
     original: Annotated[
         str | None,
         typer.Option(help="The model it was made from: a folder, a hub name or a GGUF file."),
@@ -53,32 +59,42 @@ def eval_command(
     """Measure perplexity, and with --original also KL divergence and top-1 agreement.
 
     The text is tokenized as a whole and cut into windows that do not overlap; a window's first
-    token is not scored. "±" is the standard error over windows.
+    token is not scored. "±" is the standard error over windows. "bits per weight" counts codebooks.
 
     Example: anyprec eval out --dataset test.txt --precisions 3,4,8 --original model --json out.json
     """
     from transformers import AutoTokenizer
 
+    from anyprec._core import Checkpoint
     from anyprec.evaluate import evaluate, load_text, windows
     from anyprec.model import AnyPrecisionForCausalLM
+    from anyprec.report import bits_per_weight, linear_sizes
 
-    wanted = None if precisions is None else parse_precisions(precisions)
+    maps = read_maps(precision_map, checkpoint)
+    if precisions is not None:
+        wanted = parse_precisions(precisions)
+    else:
+        wanted = [] if maps else Checkpoint(checkpoint).available_precisions
     console = console_for(json)
     text = load_text(dataset)
     device, dtype = resolve(device, dtype)
     model = AnyPrecisionForCausalLM.from_quantized(
-        checkpoint, precisions=wanted, device=device, dtype=dtype
+        checkpoint, precisions=needed_precisions(wanted, maps), device=device, dtype=dtype
     )
-    wanted = wanted or model.precisions
     tokens = windows(AutoTokenizer.from_pretrained(checkpoint), text, seq_len, max_windows)
     with _original(original, model) as reference, _progress(console) as progress:
-        models = len(wanted) + (reference is not None)
+        models = len(wanted) + len(maps) + (reference is not None)
         task = progress.add_task(f"{tokens.shape[0]} windows", total=tokens.shape[0] * models)
         evaluation = evaluate(
-            model, tokens, wanted, reference, on_step=lambda: progress.advance(task)
+            model, tokens, wanted, reference, lambda: progress.advance(task), precision_maps=maps
         )
-    console.print(_table(evaluation))
+    sizes = linear_sizes(Checkpoint(checkpoint))
+    uniform = {b: {size.name: b for size in sizes} for b in wanted}
+    bits = {name: bits_per_weight(sizes, each) for name, each in {**uniform, **maps}.items()}
+    console.print(_table(evaluation, bits))
     report: dict[str, Any] = evaluation.to_dict()
+    for row, score in zip(report["results"], evaluation.results, strict=True):
+        row["bits_per_weight"] = bits[score.precision]
     report |= {
         "checkpoint": str(checkpoint),
         "dataset": dataset,
@@ -129,23 +145,23 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _table(evaluation: "Evaluation") -> Table:
+def _table(evaluation: "Evaluation", bits: dict[int | str, float]) -> Table:
     table = Table(caption=f"{evaluation.windows} windows of {evaluation.seq_len} tokens")
-    for header in ("precision", "perplexity", "±"):
+    for header in ("precision", "bits per weight", "perplexity", "±"):
         table.add_column(header, justify="right")
     if evaluation.original is not None:
         for header in ("KL to original", "±", "top-1 agreement"):
             table.add_column(header, justify="right")
     for score in evaluation.results:
-        table.add_row(*_row(str(score.precision), score))
+        table.add_row(*_row(escape(str(score.precision)), f"{bits[score.precision]:.3f}", score))
     if evaluation.original is not None:
         table.add_section()
-        table.add_row(*_row("original", evaluation.original))
+        table.add_row(*_row("original", "", evaluation.original))
     return table
 
 
-def _row(name: str, score: "Score") -> list[str]:
-    cells = [name, f"{score.perplexity:.3f}", _number(score.stderr, ".3f")]
+def _row(name: str, bits: str, score: "Score") -> list[str]:
+    cells = [name, bits, f"{score.perplexity:.3f}", _number(score.stderr, ".3f")]
     if score.kl is not None:
         cells += [
             f"{score.kl:.5f}",

@@ -10,10 +10,12 @@ from rich.markup import escape
 
 from anyprec.cli.device import DeviceOption, DtypeOption, resolve
 from anyprec.cli.errors import clear_errors
+from anyprec.cli.maps import PrecisionMapOption, needed_precisions, read_maps
 from anyprec.cli.output import JsonOption, console_for, write_json
 
 if TYPE_CHECKING:
     from anyprec.model import AnyPrecisionForCausalLM
+    from anyprec.precision import PrecisionRequest
 
 
 @clear_errors
@@ -24,6 +26,7 @@ def generate_command(
         list[int] | None,
         typer.Option(help="Bits; repeat it to compare. The checkpoint's widest by default."),
     ] = None,
+    precision_map: PrecisionMapOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 128,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")
@@ -51,25 +54,30 @@ def generate_command(
     console = console_for(json)
     text = sys.stdin.read() if prompt == "-" else prompt
     # Opened before the slow import of transformers, so that a wrong path is told at once.
-    wanted = list(dict.fromkeys(precision or [max(Checkpoint(checkpoint).available_precisions)]))
-    Checkpoint(checkpoint, sorted(wanted))
+    maps = read_maps(precision_map, checkpoint)
+    wanted = list(dict.fromkeys(precision or []))
+    if not wanted and not maps:
+        wanted = [max(Checkpoint(checkpoint).available_precisions)]
+    loaded = needed_precisions(wanted, maps)
+    Checkpoint(checkpoint, loaded)
 
     from anyprec.model import AnyPrecisionForCausalLM
 
     model = AnyPrecisionForCausalLM.from_quantized(
-        checkpoint, precisions=wanted, device=device, dtype=dtype
+        checkpoint, precisions=loaded, device=device, dtype=dtype
     )
     tokenizer = _tokenizer(checkpoint)
     inputs = _encode(tokenizer, text, raw).to(model.device)
     options = _sampling(model, tokenizer, temperature, top_p)
     results = []
-    for bits in wanted:
-        if len(wanted) > 1:
-            console.print(f"[bold]{bits} bits[/bold]")
-        answer = _answer(
-            model, tokenizer, inputs, console, seed, bits, max_new_tokens=max_new_tokens, **options
-        )
-        results.append({"precision": bits, **answer})
+    options["max_new_tokens"] = max_new_tokens
+    runs = [({"precision": bits}, f"{bits} bits", bits) for bits in wanted]
+    runs += [({"precision_map": name}, name, each) for name, each in maps.items()]
+    for key, title, request in runs:
+        if len(runs) > 1:
+            console.print(f"[bold]{escape(title)}[/bold]")
+        answer = _answer(model, tokenizer, inputs, console, seed, request, **options)
+        results.append({**key, **answer})
         console.print(f"[dim]{escape(_summary(answer))}[/dim]")
     write_json({"checkpoint": str(checkpoint), "prompt": text, "results": results}, json)
 
@@ -115,7 +123,7 @@ def _answer(
     inputs: Any,
     console: Console,
     seed: int,
-    bits: int,
+    precision: "PrecisionRequest",
     **options: Any,
 ) -> dict[str, Any]:
     import torch
@@ -131,7 +139,7 @@ def _answer(
     clock = TokenClock(ConsoleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
     torch.manual_seed(seed)
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-    output = model.generate(**inputs, precision=bits, streamer=clock, **options)
+    output = model.generate(**inputs, precision=precision, streamer=clock, **options)
     tokens = output[0, inputs["input_ids"].shape[1] :]
     return {
         "text": tokenizer.decode(tokens, skip_special_tokens=True),
