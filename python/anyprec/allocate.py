@@ -78,8 +78,8 @@ def allocate(
 
     dataset, num_examples, seq_len, random_state: the text, as in `calibration_tokens`. original:
     the model that the checkpoint was made from, for the divergence to it; else that to the widest
-    precision. Raises PrecisionError, before any work, where a target is below the narrowest
-    precision's size.
+    precision. Raises PrecisionError, before any work, where a target is below the size of the
+    checkpoint's lowest precision.
     """
     directory = Path(directory)
     reporter = reporter or Silent()
@@ -159,8 +159,8 @@ def solve(
 def _check_target(target: float, sizes: Sequence[LinearSize], checkpoint: Checkpoint) -> None:
     lowest = min(checkpoint.precisions)
     least = bits_per_weight(sizes, {size.name: lowest for size in sizes})
-    if not target >= least:
+    if not least <= target < math.inf:
         raise PrecisionError(
-            f"target_bits {target}: wanted at least {least:.4g}, what precision {lowest}, the "
-            "checkpoint's lowest, takes with its codebooks"
+            f"target_bits {target}: wanted a number of at least {least:.4g}, what precision "
+            f"{lowest}, the checkpoint's lowest, takes with its codebooks"
         )

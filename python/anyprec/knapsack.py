@@ -32,9 +32,9 @@ def cheapest_choice(
 ) -> Choice | None:
     """The multiple-choice knapsack: one option of each item, least total cost, size <= budget.
 
-    sizes, costs: of each item's options, sizes positive and rising. Between choices of equal cost
-    earlier options of later items win, so the same input gives the same choice. Takes time and, for
-    the way back, bytes in proportion to items x quanta. None where not even the smallest fit.
+    sizes, costs: of each item's options, sizes positive. The same input gives the same choice, also
+    where several cost the same. Takes time in proportion to items x options x quanta and a byte for
+    each item and quantum. None where not even the smallest options fit.
     """
     # Sizes of one checkpoint share a large divisor: no rounding at all for small models.
     divisor = int(np.gcd.reduce([size for item in sizes for size in item]))

@@ -16,7 +16,7 @@ from anyprec._core import Checkpoint, CheckpointWriter, FormatError, PrecisionEr
 from anyprec.dtypes import DTYPE_NAMES
 from anyprec.linear import AnyPrecisionLinear
 from anyprec.loading import architecture_class, fill
-from anyprec.precision import PrecisionController, PrecisionRequest
+from anyprec.precision import PrecisionController, PrecisionRequest, check_type
 from anyprec.precision_map import read_precision_map
 
 _CONFIG_FILE = "config.json"
@@ -76,6 +76,8 @@ class AnyPrecisionForCausalLM:
         if isinstance(precision_map, (str, os.PathLike)):
             precision_map = read_precision_map(precision_map, Checkpoint(directory)).precisions
         if precisions is None and precision_map is not None:
+            for pattern, precision in precision_map.items():
+                check_type(precision, pattern)
             precisions = precision_map.values()
         wanted = [] if precisions is None else sorted(set(precisions))
         if precisions is not None and not wanted:

@@ -104,12 +104,8 @@ class PrecisionController:
         return [index for index, name in enumerate(self.names) if fnmatchcase(name, pattern)]
 
     def _check_loaded(self, precision: object, pattern: str | None = None) -> None:
-        where = "" if pattern is None else f" for pattern {pattern!r}"
-        if not isinstance(precision, int) or isinstance(precision, bool):
-            raise TypeError(
-                f"precision{where} is {precision!r} ({type(precision).__name__}); an int or a "
-                "mapping from glob patterns to ints is wanted"
-            )
+        check_type(precision, pattern)
+        where = _where(pattern)
         if precision not in self.precisions:
             loaded = ", ".join(map(str, self.precisions))
             raise PrecisionError(
@@ -177,6 +173,19 @@ class PrecisionController:
 
     def __reduce__(self) -> tuple:
         return _restore, (self.names, self.precisions, self._default)
+
+
+def check_type(precision: object, pattern: str | None = None) -> None:
+    """Raises TypeError unless it is an int. pattern: whose precision it is in a mapping."""
+    if not isinstance(precision, int) or isinstance(precision, bool):
+        raise TypeError(
+            f"precision{_where(pattern)} is {precision!r} ({type(precision).__name__}); an int or "
+            "a mapping from glob patterns to ints is wanted"
+        )
+
+
+def _where(pattern: str | None) -> str:
+    return "" if pattern is None else f" for pattern {pattern!r}"
 
 
 def _frozen(request: PrecisionRequest) -> PrecisionRequest:

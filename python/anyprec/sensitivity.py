@@ -1,6 +1,7 @@
 """What each linear of a checkpoint costs at each precision, in nats of KL divergence a token."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def precision_costs(
     its widest precision by default. on_step is called `measuring_steps` times.
 
     Deterministic on one device and number of threads. Raises CalibrationError where a linear takes
-    no part in the predictions or its gradient is not finite.
+    no part in the predictions, or a gradient or a divergence is not finite.
     """
     windows = torch.from_numpy(tokens)
     errors = fisher_errors(model, windows, on_step)
@@ -67,6 +68,9 @@ def precision_costs(
     else:
         scores = evaluate(model, windows, model.precisions, original, on_step).results
         uniform_kl = {score.precision: score.kl for score in scores}
+    for b, kl in uniform_kl.items():
+        if not math.isfinite(kl):
+            raise CalibrationError(f"precision {b}: its KL divergence is {kl}; take another dtype")
     base_kl = uniform_kl[widest]
     names = model._precision.names
     costs: dict[str, dict[int, float]] = {name: {widest: 0.0} for name in names}
@@ -109,6 +113,8 @@ def fisher_errors(
             ids = window.to(model.device).unsqueeze(0)
             output = model(input_ids=ids, use_cache=False, precision=precisions[-1])
             log_p = output.logits[0, :-1].float().log_softmax(-1)
+            if not torch.isfinite(log_p).all():
+                raise CalibrationError("the predictions are not finite; take another dtype")
             drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
             (-log_p.gather(1, drawn.to(log_p.device)).sum()).backward()
             on_step()

@@ -200,8 +200,22 @@ def test_map_is_the_best_within_the_target(written, costs):
 
 
 def test_target_below_the_lowest_precision_is_an_error_that_names_its_size(written, text_file):
-    with pytest.raises(PrecisionError, match=r"target_bits 2: wanted at least 3\.\d+, what .* 2"):
+    message = r"target_bits 2: wanted a number of at least 3\.\d+, what precision 2"
+    with pytest.raises(PrecisionError, match=message):
         allocate(written.path, [2], dataset=str(text_file))
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf")])
+def test_target_that_is_no_number_is_an_error(written, target, text_file):
+    with pytest.raises(PrecisionError, match="wanted a number"):
+        allocate(written.path, [target], dataset=str(text_file))
+
+
+def test_predictions_that_are_not_finite_are_an_error(written):
+    model = AnyPrecisionForCausalLM.from_quantized(written.path)
+    model.lm_head.weight.data[3] = float("nan")
+    with pytest.raises(CalibrationError, match="predictions are not finite"):
+        precision_costs(model, TOKENS)
 
 
 # --- the command

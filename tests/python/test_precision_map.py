@@ -183,3 +183,9 @@ def test_map_that_needs_what_is_not_loaded_is_an_error(written, precisions):
         AnyPrecisionForCausalLM.from_quantized(
             written.path, precisions=[3, 4], precision_map=precisions
         )
+
+
+@pytest.mark.parametrize("precision", ["4", True, 4.0, None])
+def test_mapping_to_what_is_no_precision_is_a_type_error(written, precision):
+    with pytest.raises(TypeError, match=r"precision for pattern '\*' is .* is wanted"):
+        AnyPrecisionForCausalLM.from_quantized(written.path, precision_map={"*": precision})
