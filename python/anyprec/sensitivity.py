@@ -113,8 +113,8 @@ def fisher_errors(
             ids = window.to(model.device).unsqueeze(0)
             output = model(input_ids=ids, use_cache=False, precision=precisions[-1])
             log_p = output.logits[0, :-1].float().log_softmax(-1)
-            if not torch.isfinite(log_p).all():
-                raise CalibrationError("the predictions are not finite; take another dtype")
+            if torch.isnan(log_p).any():
+                raise CalibrationError("the predictions are not numbers; take another dtype")
             drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
             (-log_p.gather(1, drawn.to(log_p.device)).sum()).backward()
             on_step()

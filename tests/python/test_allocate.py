@@ -214,7 +214,7 @@ def test_target_that_is_no_number_is_an_error(written, target, text_file):
 def test_predictions_that_are_not_finite_are_an_error(written):
     model = AnyPrecisionForCausalLM.from_quantized(written.path)
     model.lm_head.weight.data[3] = float("nan")
-    with pytest.raises(CalibrationError, match="predictions are not finite"):
+    with pytest.raises(CalibrationError, match="predictions are not numbers"):
         precision_costs(model, TOKENS)
 
 
