@@ -147,7 +147,8 @@ def _progress(console: Console) -> Progress:
 
 def _table(evaluation: "Evaluation", bits: dict[int | str, float]) -> Table:
     table = Table(caption=f"{evaluation.windows} windows of {evaluation.seq_len} tokens")
-    for header in ("precision", "bits per weight", "perplexity", "±"):
+    table.add_column("precision", justify="right", no_wrap=True)  # names of files stay whole
+    for header in ("bits per weight", "perplexity", "±"):
         table.add_column(header, justify="right")
     if evaluation.original is not None:
         for header in ("KL to original", "±", "top-1 agreement"):
