@@ -20,14 +20,18 @@ from anyprec._core import (
 )
 
 if TYPE_CHECKING:
+    from anyprec.allocation import allocate
     from anyprec.linear import AnyPrecisionLinear
     from anyprec.model import AnyPrecisionForCausalLM
     from anyprec.quantization import quantize
+    from anyprec.refinement import refine
 
 _LAZY = {
     "AnyPrecisionForCausalLM": "anyprec.model",
     "AnyPrecisionLinear": "anyprec.linear",
+    "allocate": "anyprec.allocation",
     "quantize": "anyprec.quantization",
+    "refine": "anyprec.refinement",
 }
 
 __all__ = [
@@ -39,8 +43,10 @@ __all__ = [
     "FormatError",
     "PrecisionError",
     "__version__",
+    "allocate",
     "cpu_isa",
     "quantize",
+    "refine",
     "verify_checkpoint",
 ]
 

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from anyprec import AnyPrecisionForCausalLM, Checkpoint, PrecisionError
-from anyprec.allocate import allocate, solve
+from anyprec.allocation import allocate, solve
 from anyprec.calibrate import CalibrationError
 from anyprec.cli.app import app
 from anyprec.evaluate import evaluate

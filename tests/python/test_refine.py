@@ -12,7 +12,7 @@ from anyprec._core import Checkpoint, FormatError, verify_checkpoint
 from anyprec.cli.app import app
 from anyprec.distill import DistillError, DistillOptions, distill
 from anyprec.linear import AnyPrecisionLinear
-from anyprec.refine import refine
+from anyprec.refinement import refine
 from anyprec.rewrite import rewrite_checkpoint
 from anyprec.table_linear import TrainableCodebook, codebook_basis
 from checkpoints import byte_tokenizer, tiny_model, write_checkpoint
@@ -144,7 +144,7 @@ def test_what_is_written_is_what_was_judged(checkpoint, original, text_file):
     done = refine(checkpoint, original[0], **settings(text_file, precisions=(2,)))
     model = AnyPrecisionForCausalLM.from_quantized(checkpoint, dtype="float32")
     options = DistillOptions(steps=1, batch_size=1, learning_rate=1e-9)
-    from anyprec.refine import _tokens
+    from anyprec.refinement import _tokens
 
     ids = _tokens(checkpoint, str(text_file), 20, 32, None).ids
     again, _ = distill(model, original[1].float(), ids[:-4], ids[-4:], 2, options)

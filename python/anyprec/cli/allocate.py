@@ -12,7 +12,7 @@ from anyprec.cli.errors import clear_errors
 from anyprec.cli.output import JsonOption, console_for, write_json
 
 if TYPE_CHECKING:
-    from anyprec.allocate import Allocation
+    from anyprec.allocation import Allocation
 
 
 @clear_errors
@@ -55,7 +55,7 @@ def allocate_command(
     files = _files(out, target_bits)
     console = console_for(json)
 
-    from anyprec.allocate import allocate
+    from anyprec.allocation import allocate
     from anyprec.progress import Terminal
 
     device, dtype = resolve(device, dtype)

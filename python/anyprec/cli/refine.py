@@ -13,7 +13,7 @@ from anyprec.cli.eval import parse_precisions
 from anyprec.cli.output import JsonOption, console_for, write_json
 
 if TYPE_CHECKING:
-    from anyprec.refine import Refinement
+    from anyprec.refinement import Refinement
 
 
 @clear_errors
@@ -69,7 +69,7 @@ def refine_command(
 
     Example: anyprec refine out --original model --precisions 2,3 --dataset text.txt --device cuda
     """
-    from anyprec.refine import refine
+    from anyprec.refinement import refine
 
     console = console_for(json)
     done = refine(
