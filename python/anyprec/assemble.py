@@ -21,7 +21,6 @@ from anyprec.source import Source, dtype_name, tensor_bytes
 from anyprec.work import Piece
 
 FORMAT_VERSION = 1
-MANIFEST = "anyprec_manifest.json"
 PRODUCER = f"anyprec {_core.__version__}"
 
 

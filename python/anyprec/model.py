@@ -12,17 +12,13 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 import anyprec.hf_quantizer  # noqa: F401  (registers it with transformers)
+from anyprec import files
 from anyprec._core import Checkpoint, CheckpointWriter, FormatError, PrecisionError
 from anyprec.dtypes import DTYPE_NAMES
 from anyprec.linear import AnyPrecisionLinear
 from anyprec.loading import architecture_class, fill
 from anyprec.precision import PrecisionController, PrecisionRequest, check_type
 from anyprec.precision_map import read_precision_map
-
-_CONFIG_FILE = "config.json"
-_GENERATION_FILE = "generation_config.json"
-_INDEX_FILE = "model.safetensors.index.json"
-_MANIFEST_FILE = "anyprec_manifest.json"
 
 
 class AnyPrecisionForCausalLM:
@@ -97,7 +93,7 @@ class AnyPrecisionForCausalLM:
             controller.default = precision_map
         model.name_or_path = str(directory)
         adopt(model, controller, checkpoint, directory)
-        if (directory / _GENERATION_FILE).is_file():
+        if (directory / files.GENERATION).is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
         return model
 
@@ -215,11 +211,11 @@ class AnyPrecisionForCausalLM:
     def _saved_files(self) -> Iterator[tuple[str, bytes]]:
         if self.can_generate():
             text = self.generation_config.to_json_string(use_diff=True)
-            yield _GENERATION_FILE, text.encode()
-        written = {_CONFIG_FILE, _GENERATION_FILE, _INDEX_FILE, _MANIFEST_FILE}
-        files = sorted(self._directory.iterdir()) if self._directory.is_dir() else []
-        for file in files:
-            if file.is_file() and file.name not in written and file.suffix != ".safetensors":
+            yield files.GENERATION, text.encode()
+        if not self._directory.is_dir():
+            return
+        for file in files.files_to_copy(self._directory):
+            if file.name != files.GENERATION:
                 yield file.name, file.read_bytes()
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
@@ -301,7 +297,7 @@ def _check_consecutive(precisions: list[int]) -> None:
 def _manifest_options(directory: Path) -> dict[str, Any]:
     """The options that made the loaded checkpoint, from its manifest, where it is still there."""
     try:
-        manifest = json.loads((directory / _MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = json.loads((directory / files.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return manifest.get("options", {})

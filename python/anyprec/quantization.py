@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from anyprec import _core
-from anyprec.assemble import MANIFEST, PRODUCER, Request, base_tensors, write_checkpoint
+from anyprec.assemble import PRODUCER, Request, base_tensors, write_checkpoint
 from anyprec.calibrate import LOSS_SCALE, placed, sensitivities
 from anyprec.datasets import BUILTIN, calibration_tokens
+from anyprec.files import MANIFEST
 from anyprec.modules import Linear, Selection, select_linears
 from anyprec.options import Options, QuantizeError, calibration_dtype, resolve_device
 from anyprec.progress import Reporter, Silent

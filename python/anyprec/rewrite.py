@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 
 from anyprec._core import Checkpoint, CheckpointWriter, FormatError
-
-_WRITTEN_BY_THE_WRITER = {
-    "config.json",
-    "model.safetensors.index.json",
-    "anyprec_manifest.json",
-}
+from anyprec.files import CONFIG, MANIFEST, files_to_copy
 
 
 def rewrite_checkpoint(
@@ -30,10 +25,10 @@ def rewrite_checkpoint(
     unknown = sorted(set(replaced) - set(checkpoint.tensor_names()))
     if unknown:
         raise FormatError(f"{directory}: no tensor named {unknown[0]}")
-    manifest = json.loads((directory / "anyprec_manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     writer = CheckpointWriter(
         out,
-        (directory / "config.json").read_text(encoding="utf-8"),
+        (directory / CONFIG).read_text(encoding="utf-8"),
         json.dumps({**manifest.get("options", {}), **record}),
         overwrite=out.resolve() == directory.resolve() or not out.exists(),
     )
@@ -48,10 +43,8 @@ def rewrite_checkpoint(
                     )
                 data = new
             writer.add(name, checkpoint.dtype(name), checkpoint.shape(name), data)
-        for file in sorted(directory.iterdir()):
-            written = file.suffix == ".safetensors" or file.name in _WRITTEN_BY_THE_WRITER
-            if file.is_file() and not written:
-                writer.add_file(file.name, file.read_bytes())
+        for file in files_to_copy(directory):
+            writer.add_file(file.name, file.read_bytes())
         writer.finish()
     except BaseException:
         writer.abort()

@@ -57,14 +57,14 @@ class TrainableCodebook(nn.Module):
         alpha = getattr(linear, f"alpha_{precision}")
         device = lut.device
         n, groups, entries = lut.shape
-        signs_classes = (0, 0) if alpha is None else tuple(alpha.shape[2:])
-        basis = codebook_basis(precision, entries, signs_classes, linear.cell_groups).to(device)
         self.lut_entries = entries
         self.alpha_shape = None if alpha is None else alpha.shape
         flat = lut.float() if alpha is None else torch.cat([lut, alpha.flatten(2)], 2).float()
         self.register_buffer("start", flat)  # [N, G, P]
-        # A full table is its own parameters.
-        self.basis = None if alpha is None else basis
+        self.basis = None  # a full table is its own parameters
+        if alpha is not None:
+            shape = (alpha.shape[2], alpha.shape[3])
+            self.basis = codebook_basis(precision, entries, shape, linear.cell_groups).to(device)
         weight = linear.dequantize(precision)
         self.register_buffer("unit", weight.std(1, correction=0).clamp_min(1e-12)[:, None, None])
         self.offset = nn.Parameter(torch.zeros_like(flat))
