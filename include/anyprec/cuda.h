@@ -68,11 +68,12 @@ cudaError_t activations_to_planes(const Input& input, std::int64_t in_features, 
 enum class LinearPath {
   kMaskDot,     ///< planes of W times planes of x, binary tensor cores
   kTableMma,    ///< table look-ups into tensor core operands
+  kTableWgmma,  ///< the same for more rows of x, which are made into tiles first
   kDequantize,  ///< tiles of W in floating point, and cuBLAS
 };
 
-/// What kDequantize needs: linear_workspace_bytes() bytes, 16-byte aligned, and a cuBLAS handle
-/// (its stream is set here).
+/// What kTableWgmma and kDequantize need: linear_workspace_bytes() bytes, 16-byte aligned, and for
+/// kDequantize a cuBLAS handle (its stream is set here).
 struct Workspace {
   void* data = nullptr;
   std::size_t bytes = 0;
@@ -85,9 +86,9 @@ std::size_t linear_workspace_bytes(const Input& input, std::span<const Product> 
 /// and precision (Q/K/V, gate/up). Sums are at least as exact as in fp32.
 ///
 /// Accuracy beside that, before rounding to the type of y. kMaskDot: x is taken to 22 bits below
-/// the power of two of its row's largest magnitude. kTableMma: values of a hybrid are rounded to
-/// fp16 once. kDequantize: W_b is rounded to the type of x. A NaN or an infinity in a row of x
-/// makes that row of y NaN or infinite (kMaskDot: NaN), and no other row.
+/// the power of two of its row's largest magnitude. kTableMma, kTableWgmma: values of a hybrid are
+/// rounded to fp16 once. kDequantize: W_b is rounded to the type of x. A NaN or an infinity in a
+/// row of x makes that row of y NaN or infinite (kMaskDot: NaN), and no other row.
 ///
 /// May start before its predecessor in the stream has ended (programmatic dependent launch), and
 /// reads planes and codebooks then: they must not be written by a kernel that lets its successors

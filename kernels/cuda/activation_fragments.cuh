@@ -15,8 +15,6 @@
 /// first_column. Columns from end_column on are zeros.
 namespace anyprec::cuda {
 
-inline constexpr int kHalfColumns = kUnitColumns / 2;
-
 template <int kHalves, int kFragments>
 using ActivationFragments = std::uint32_t[kHalves][4][kFragments][4];
 

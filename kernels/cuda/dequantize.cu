@@ -25,7 +25,6 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
-constexpr int kHalfColumns = kUnitColumns / 2;
 
 struct DequantizeArgs {
   const std::uint8_t* planes;
@@ -148,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
   const int row = threadIdx.x % kTileRows;
-  const StagedRow codebook(form, staged, row);
+  const CodebookRow codebook = staged_row(form, staged, row);
   for (int code = threadIdx.x / kTileRows; code < 1 << kBits; code += kThreads / kTileRows) {
     const std::uint32_t word = bits_of_value(codebook.value(form, code, 0), T{});
     *reinterpret_cast<uint4*>(table + reversed<kBits>(code) * kEntryBytes +

@@ -34,6 +34,7 @@ cudaError_t current_device(Device& device) {
   }
   if (status != cudaSuccess) return status;
   asked.dependent_launches = asked.major >= 9;
+  asked.has_wgmma = asked.major == 9;
   known[index] = asked;
   device = asked;
   return cudaSuccess;

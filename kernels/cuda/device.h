@@ -13,6 +13,7 @@ struct Device {
   int major;                ///< of the compute capability
   int block_shared_bytes;   ///< the most that a block may ask for
   bool dependent_launches;  ///< programmatic dependent launch
+  bool has_wgmma;           ///< compute capability 9.0, and kernels compiled for 9.0a
 };
 
 /// The current device; asked once for each.

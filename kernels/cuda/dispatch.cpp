@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/mask_dot.h"
 #include "kernels/cuda/table_mma.h"
+#include "kernels/cuda/table_wgmma.h"
 
 namespace anyprec::cuda {
 namespace {
@@ -13,6 +14,9 @@ constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
     {3, 7, 11, 15, 14, 15, 17},
     {3, 4, 5, 6, 7, 8, 9},
 };
+
+/// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is.
+constexpr std::int64_t kFewestWgmmaRows = 17;
 
 int mask_count(const Weights& weights) {
   const int signs = weights.form.sign_planes(weights.precision);
@@ -30,6 +34,9 @@ LinearPath choose_path(const Input& input, std::span<const Product> products,
                        const Device& device) {
   const bool masks = mask_dot_serves(input, products, device);
   if (masks && few_masks(input, products.front().weights)) return LinearPath::kMaskDot;
+  if (input.rows >= kFewestWgmmaRows && table_wgmma_serves(input, products, device)) {
+    return LinearPath::kTableWgmma;
+  }
   if (table_mma_serves(input, products, device)) return LinearPath::kTableMma;
   return masks ? LinearPath::kMaskDot : LinearPath::kDequantize;
 }

@@ -20,6 +20,7 @@ namespace anyprec::cuda {
 
 inline constexpr int kTileRows = 16;
 inline constexpr int kUnitColumns = 256;
+inline constexpr int kHalfColumns = kUnitColumns / 2;
 inline constexpr int kRecordBytes = 512;
 inline constexpr int kLaneBytes = 16;
 

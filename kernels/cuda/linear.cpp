@@ -8,6 +8,7 @@
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/mask_dot.h"
 #include "kernels/cuda/table_mma.h"
+#include "kernels/cuda/table_wgmma.h"
 
 namespace anyprec::cuda {
 namespace {
@@ -97,6 +98,18 @@ Device device_or_throw() {
   return device;
 }
 
+std::size_t workspace_bytes(LinearPath path, const Input& input,
+                            std::span<const Product> products) {
+  switch (path) {
+    case LinearPath::kTableWgmma:
+      return table_wgmma_bytes(input, products, device_or_throw());
+    case LinearPath::kDequantize:
+      return dequantize_matmul_bytes(input, products);
+    default:
+      return 0;
+  }
+}
+
 }  // namespace
 
 LinearPath linear_path(const Input& input, std::span<const Product> products) {
@@ -105,8 +118,8 @@ LinearPath linear_path(const Input& input, std::span<const Product> products) {
 }
 
 std::size_t linear_workspace_bytes(const Input& input, std::span<const Product> products) {
-  if (linear_path(input, products) != LinearPath::kDequantize) return 0;
-  return dequantize_matmul_bytes(input, products);
+  check_all(input, products);
+  return workspace_bytes(choose_path(input, products, device_or_throw()), input, products);
 }
 
 cudaError_t linear(const Input& input, std::span<const Product> products,
@@ -114,18 +127,22 @@ cudaError_t linear(const Input& input, std::span<const Product> products,
   check_all(input, products);
   if (nothing_to_do(input, products)) return cudaSuccess;
   const Device device = device_or_throw();
-  switch (choose_path(input, products, device)) {
+  const LinearPath path = choose_path(input, products, device);
+  const std::size_t wanted = workspace_bytes(path, input, products);
+  check(wanted == 0 || (workspace.data != nullptr && workspace.bytes >= wanted),
+        "workspace of " + std::to_string(workspace.bytes) + " bytes, wanted " +
+            std::to_string(wanted));
+  switch (path) {
     case LinearPath::kMaskDot:
       return mask_dot(input, {}, products, device, stream);
     case LinearPath::kTableMma:
       return table_mma(input, products, device, stream);
+    case LinearPath::kTableWgmma:
+      check_aligned("workspace", workspace.data, 16);
+      return table_wgmma(input, products, workspace.data, device, stream);
     case LinearPath::kDequantize:
       break;
   }
-  const std::size_t wanted = dequantize_matmul_bytes(input, products);
-  check(workspace.data != nullptr && workspace.bytes >= wanted,
-        "workspace of " + std::to_string(workspace.bytes) + " bytes, wanted " +
-            std::to_string(wanted));
   check(workspace.cublas != nullptr, "no cuBLAS handle");
   return dequantize_matmul(input, products, workspace, stream);
 }

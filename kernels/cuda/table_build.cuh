@@ -64,15 +64,10 @@ __device__ __forceinline__ void stage_codebooks(const TableForm& form, const cha
   }
 }
 
-/// lut and alpha of one row of the staged tile.
-struct StagedRow {
+/// lut and alpha of one row.
+struct CodebookRow {
   const __half* lut;
   const __half* alpha;
-
-  __device__ __forceinline__ StagedRow(const TableForm& form, const char* stage, int row)
-      : lut(reinterpret_cast<const __half*>(stage + row * staged_row_bytes(form))),
-        alpha(reinterpret_cast<const __half*>(stage + kTileRows * staged_row_bytes(form)) +
-              row * form.signs * form.classes) {}
 
   /// The value of a code without its last `left_out` signed planes, in the order of
   /// expand_codebook.
@@ -114,7 +109,14 @@ struct StagedRow {
   }
 };
 
-/// kCount values from shared memory, aligned to their size.
+__device__ __forceinline__ CodebookRow staged_row(const TableForm& form, const char* stage,
+                                                  int row) {
+  return {reinterpret_cast<const __half*>(stage + row * staged_row_bytes(form)),
+          reinterpret_cast<const __half*>(stage + kTileRows * staged_row_bytes(form)) +
+              row * form.signs * form.classes};
+}
+
+/// kCount values, aligned to their size.
 template <int kCount>
 __device__ __forceinline__ void read_values(const void* from, std::uint32_t (&values)[kCount]) {
   if constexpr (kCount == 1) {
@@ -177,7 +179,7 @@ __device__ __forceinline__ void expand_pairs(const TableForm& form, const char* 
   static_assert(kThreads >= kTileRows << kBits);
   const int row = threadIdx.x % kTileRows, code = threadIdx.x / kTileRows;
   if (code >= 1 << kBits) return;
-  const float value = StagedRow(form, stage, row).value(form, code, 0);
+  const float value = staged_row(form, stage, row).value(form, code, 0);
   reinterpret_cast<__half*>(expanded + row * kExpandedRowBytes<kBits>)[code] =
       __float2half_rn(value);
 }
@@ -218,7 +220,7 @@ __device__ __forceinline__ void build_table(const TableForm& form, const char* s
     static_assert(kCount >= 1 && (kCount & (kCount - 1)) == 0);
     constexpr int kGroup = kCount < 8 ? kCount : 8;
     constexpr int kDepth = bits_of(kGroup);
-    const StagedRow codebook(form, stage, row);
+    const CodebookRow codebook = staged_row(form, stage, row);
 #pragma unroll 1
     for (int first = part * kCount; first < (part + 1) * kCount; first += kGroup) {
       std::uint32_t values[kGroup];

@@ -47,25 +47,15 @@ bool table_mma_serves(const Input& input, std::span<const Product> products, con
   return kernel.shared_bytes + kernel.sum_bytes <= device.block_shared_bytes;
 }
 
-cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
-                             std::span<const Product> products, const Device& device,
-                             cudaStream_t stream) {
+TableMmaArgs describe_products(const Input& input, std::span<const Product> products) {
   const Weights& first = products.front().weights;
-  const CodebookForm& form = first.form;
   TableMmaArgs args{};
-  args.x = input.x;
-  args.x_stride = input.x_stride;
   args.type = input.type;
-  args.x_is_vector = reinterpret_cast<std::uintptr_t>(input.x) % 16 == 0 &&
-                     (input.x_stride % 8 == 0 || input.rows == 1) && first.in_features % 8 == 0;
   args.x_rows = static_cast<int>(input.rows);
   args.columns = static_cast<int>(first.in_features);
   args.units = static_cast<int>(unit_count(first.in_features));
-  args.chunks = divide_up(args.units, kernel.chunk_units);
-  args.chunk_units = divide_up(args.units, args.chunks);
   args.products = static_cast<int>(products.size());
-  args.one_shl_16 = 1u << 16;
-  args.form = TableForm(form, first.precision);
+  args.form = TableForm(first.form, first.precision);
   for (std::size_t i = 0; i < products.size(); ++i) {
     const Product& product = products[i];
     const Weights& w = product.weights;
@@ -80,6 +70,20 @@ cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
                        args.tiles};
     args.tiles += static_cast<int>(tile_count(w.out_features));
   }
+  return args;
+}
+
+cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
+                             std::span<const Product> products, const Device& device,
+                             cudaStream_t stream) {
+  TableMmaArgs args = describe_products(input, products);
+  args.x = input.x;
+  args.x_stride = input.x_stride;
+  args.x_is_vector = reinterpret_cast<std::uintptr_t>(input.x) % 16 == 0 &&
+                     (input.x_stride % 8 == 0 || input.rows == 1) && args.columns % 8 == 0;
+  args.chunks = divide_up(args.units, kernel.chunk_units);
+  args.chunk_units = divide_up(args.units, args.chunks);
+  args.one_shl_16 = 1u << 16;
   if (args.tiles == 0 || args.x_rows == 0) return cudaSuccess;
 
   int resident = kernel.blocks_per_multiprocessor;

@@ -14,6 +14,9 @@ namespace anyprec::cuda {
 /// x, any codebook form without groups along K. `products` agree in K, form and precision.
 bool table_mma_serves(const Input& input, std::span<const Product> products, const Device& device);
 
+/// What both table kernels take of the products; x and how K is cut are left out.
+TableMmaArgs describe_products(const Input& input, std::span<const Product> products);
+
 /// The products, in one launch. Values of a hybrid are summed in fp32 and rounded to fp16 once;
 /// products are summed in fp32. bf16 x becomes fp16 times a power of two, per row and per part of
 /// K: exact but for values 2^-32 below the largest there, whose error is under 2^-39 of it.

@@ -26,9 +26,10 @@ double tolerance(cuda::LinearPath path, const double* w, const double* x, std::i
   const double rounded = 1.01 * std::abs(y) * rounding(type) + 0x1p-23;
   if (path == cuda::LinearPath::kMaskDot) return rounded + largest_w * sum_x * 0x1p-19;
   const bool as_stored = exact_values && type != ScalarType::kBFloat16;
-  const double of_value = path == cuda::LinearPath::kTableMma ? (exact_values ? 0.0 : 0x1p-11)
-                          : as_stored                         ? 0.0
-                                                              : rounding(type);
+  const bool by_tables =
+      path == cuda::LinearPath::kTableMma || path == cuda::LinearPath::kTableWgmma;
+  const double of_value =
+      by_tables ? (exact_values ? 0.0 : 0x1p-11) : (as_stored ? 0.0 : rounding(type));
   return rounded + products * static_cast<double>(k + 64) * 0x1p-26 +
          6 * std::sqrt(squares) * of_value;
 }

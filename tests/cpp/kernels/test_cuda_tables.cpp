@@ -1,12 +1,14 @@
 #include <list>
 
 #include "kernels/cuda/table_mma.h"
+#include "kernels/cuda/table_wgmma.h"
 #include "tests/cpp/kernels/cuda_case.h"
 
 namespace anyprec::testing {
 namespace {
 
-/// What table_mma.h promises: values in fp16, sums in fp32, y rounded once; bf16 x is nearly exact.
+/// What table_mma.h and table_wgmma.h promise: values in fp16, sums in fp32, y rounded once; bf16 x
+/// is nearly exact.
 void expect_linear(const QuantizedCase& c, DeviceInput& x, const DeviceOutput& y,
                    const double* bias) {
   const std::vector<double> x_values = x.matrix.values();
@@ -35,8 +37,30 @@ void expect_linear(const QuantizedCase& c, DeviceInput& x, const DeviceOutput& y
   y.expect_room_untouched();
 }
 
-class CudaTableMma : public CudaTest {
+/// Both kernels that look weights up.
+enum class Tables { kMma, kWgmma };
+
+class CudaTables : public CudaTest, public ::testing::WithParamInterface<Tables> {
  protected:
+  void SetUp() override {
+    CudaTest::SetUp();
+    if (IsSkipped()) return;
+    if (GetParam() == Tables::kWgmma && !device.has_wgmma) GTEST_SKIP() << "needs a Hopper GPU";
+  }
+  bool serves(const cuda::Input& input, std::span<const cuda::Product> products) {
+    return GetParam() == Tables::kMma ? cuda::table_mma_serves(input, products, device)
+                                      : cuda::table_wgmma_serves(input, products, device);
+  }
+  std::int64_t most_rows() const { return GetParam() == Tables::kMma ? 64 : 128; }
+  /// In a workspace full of ones.
+  cudaError_t multiply(const cuda::Input& input, std::span<const cuda::Product> products) {
+    if (GetParam() == Tables::kMma) return cuda::table_mma(input, products, device, nullptr);
+    const DeviceBuffer workspace(
+        std::vector<std::uint8_t>(cuda::table_wgmma_bytes(input, products, device), 0xff));
+    const cudaError_t status =
+        cuda::table_wgmma(input, products, workspace.as<void>(), device, nullptr);
+    return status == cudaSuccess ? cudaDeviceSynchronize() : status;
+  }
   void run(const QuantizedCase& c, std::int64_t m, ScalarType type, bool with_bias = false,
            std::int64_t padding = 0, std::int64_t offset = 0) {
     const DeviceCase weights(c);
@@ -52,8 +76,8 @@ class CudaTableMma : public CudaTest {
     const DeviceOutput y(m, c.n, type, padding);
     const cuda::Product product{weights.weights, with_bias ? device_bias.as<void>() : nullptr,
                                 y.buffer.as<void>(), y.stride};
-    ASSERT_TRUE(cuda::table_mma_serves(x.input, {&product, 1}, device)) << c.name();
-    ASSERT_EQ(cuda::table_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess) << c.name();
+    ASSERT_TRUE(serves(x.input, {&product, 1})) << c.name();
+    ASSERT_EQ(multiply(x.input, {&product, 1}), cudaSuccess) << c.name();
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << c.name();
     expect_linear(c, x, y, with_bias ? bias.data() : nullptr);
   }
@@ -61,15 +85,16 @@ class CudaTableMma : public CudaTest {
 
 constexpr ScalarType kTypes[] = {ScalarType::kFloat16, ScalarType::kBFloat16};
 
-TEST_F(CudaTableMma, FullTablesAtEveryPrecisionAndNumberOfRows) {
+TEST_P(CudaTables, FullTablesAtEveryPrecisionAndNumberOfRows) {
   for (int precision = 2; precision <= 8; ++precision) {
-    for (const std::int64_t m : {1, 2, 3, 8, 9, 16, 17, 31, 32, 33, 64}) {
+    for (const std::int64_t m : {1, 2, 3, 8, 9, 16, 17, 31, 32, 33, 64, 65, 128}) {
+      if (m > most_rows()) continue;
       for (const ScalarType type : kTypes) run(QuantizedCase(33, 600, {}, precision), m, type);
     }
   }
 }
 
-TEST_F(CudaTableMma, EveryFormAtEveryPrecision) {
+TEST_P(CudaTables, EveryFormAtEveryPrecision) {
   for (int lut_bits = 0; lut_bits <= 8; ++lut_bits) {
     for (const CellGroups groups : {CellGroups::kOne, CellGroups::kIo, CellGroups::kSym,
                                     CellGroups::kQu, CellGroups::kCell}) {
@@ -85,7 +110,7 @@ TEST_F(CudaTableMma, EveryFormAtEveryPrecision) {
   }
 }
 
-TEST_F(CudaTableMma, AnyShape) {
+TEST_P(CudaTables, AnyShape) {
   for (const std::int64_t n : {1, 15, 16, 17, 250}) {
     for (const std::int64_t k : {1, 7, 31, 255, 256, 257, 1000, 4096}) {
       for (const std::int64_t m : {1, 5, 16, 40}) {
@@ -96,7 +121,7 @@ TEST_F(CudaTableMma, AnyShape) {
   }
 }
 
-TEST_F(CudaTableMma, LongRowsTakeSeveralChunks) {
+TEST_P(CudaTables, LongRowsTakeSeveralChunks) {
   for (const std::int64_t k : {4352, 9000, 14336}) {
     for (const std::int64_t m : {1, 8, 16, 32, 64}) {
       for (const int precision : {3, 4, 8}) {
@@ -106,7 +131,7 @@ TEST_F(CudaTableMma, LongRowsTakeSeveralChunks) {
   }
 }
 
-TEST_F(CudaTableMma, ManyTilesABlock) {
+TEST_P(CudaTables, ManyTilesABlock) {
   for (const int precision : {2, 4, 7, 8}) {
     for (const std::int64_t m : {1, 16, 64}) {
       run(QuantizedCase(12016, 40, {}, precision), m, ScalarType::kFloat16);
@@ -115,7 +140,7 @@ TEST_F(CudaTableMma, ManyTilesABlock) {
   run(QuantizedCase(4300, 4200, {}, 8), 3, ScalarType::kFloat16);
 }
 
-TEST_F(CudaTableMma, RowsOfAnyStrideAndAlignment) {
+TEST_P(CudaTables, RowsOfAnyStrideAndAlignment) {
   for (const std::int64_t padding : {0, 1, 8, 24}) {
     for (const std::int64_t offset : {0, 1, 3, 4, 8}) {
       for (const std::int64_t k : {520, 521}) {
@@ -127,7 +152,7 @@ TEST_F(CudaTableMma, RowsOfAnyStrideAndAlignment) {
   }
 }
 
-TEST_F(CudaTableMma, SeveralMatricesAtOnce) {
+TEST_P(CudaTables, SeveralMatricesAtOnce) {
   const CodebookForm form{3, CellGroups::kOne, 0};
   for (const int precision : {4, 6}) {
     const QuantizedCase cases[] = {{40, 700, form, precision, 1},
@@ -145,7 +170,7 @@ TEST_F(CudaTableMma, SeveralMatricesAtOnce) {
         products.push_back({weights.back().weights, nullptr, outputs.back().buffer.as<void>(),
                             outputs.back().stride});
       }
-      ASSERT_EQ(cuda::table_mma(x.input, products, device, nullptr), cudaSuccess);
+      ASSERT_EQ(multiply(x.input, products), cudaSuccess);
       ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
       for (int i = 0; i < 4; ++i) {
         expect_linear(cases[i], x, *std::next(outputs.begin(), i), nullptr);
@@ -154,7 +179,7 @@ TEST_F(CudaTableMma, SeveralMatricesAtOnce) {
   }
 }
 
-TEST_F(CudaTableMma, TheSameInputGivesTheSameBytes) {
+TEST_P(CudaTables, TheSameInputGivesTheSameBytes) {
   const QuantizedCase c(300, 5000, {}, 6);
   const DeviceCase weights(c);
   for (const std::int64_t m : {1, 12, 30}) {
@@ -163,28 +188,28 @@ TEST_F(CudaTableMma, TheSameInputGivesTheSameBytes) {
     for (int i = 0; i < 5; ++i) {
       const DeviceOutput y(m, c.n, ScalarType::kBFloat16);
       const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), y.stride};
-      ASSERT_EQ(cuda::table_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess);
+      ASSERT_EQ(multiply(x.input, {&product, 1}), cudaSuccess);
       if (i == 0) first = y.bytes();
       ASSERT_EQ(y.bytes(), first);
     }
   }
 }
 
-TEST_F(CudaTableMma, NonFiniteValuesStayInTheirRows) {
+TEST_P(CudaTables, NonFiniteValuesStayInTheirRows) {
   QuantizedCase c(20, 300, {}, 5);
   for (int i = 0; i < 32; ++i) c.lut[7 * 32 + i] = 0x7e00;  // row 7: NaN
   const DeviceCase weights(c);
   const DeviceInput x(3, c.k, ScalarType::kFloat16);
   const DeviceOutput y(3, c.n, ScalarType::kFloat16);
   const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), y.stride};
-  ASSERT_EQ(cuda::table_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess);
+  ASSERT_EQ(multiply(x.input, {&product, 1}), cudaSuccess);
   const std::vector<float> found = y.values();
   for (std::int64_t m = 0; m < 3; ++m) {
     for (std::int64_t n = 0; n < c.n; ++n) ASSERT_EQ(std::isnan(found[m * c.n + n]), n == 7);
   }
 }
 
-TEST_F(CudaTableMma, NonFiniteActivationsSpoilTheirRowAlone) {
+TEST_P(CudaTables, NonFiniteActivationsSpoilTheirRowAlone) {
   const QuantizedCase c(40, 600, {}, 4);
   const DeviceCase weights(c);
   for (const ScalarType type : kTypes) {
@@ -194,7 +219,7 @@ TEST_F(CudaTableMma, NonFiniteActivationsSpoilTheirRowAlone) {
     x.upload();
     const DeviceOutput y(12, c.n, type);
     const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), y.stride};
-    ASSERT_EQ(cuda::table_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess);
+    ASSERT_EQ(multiply(x.input, {&product, 1}), cudaSuccess);
     const std::vector<float> found = y.values();
     for (std::int64_t m = 0; m < 12; ++m) {
       for (std::int64_t n = 0; n < c.n; ++n) {
@@ -204,7 +229,7 @@ TEST_F(CudaTableMma, NonFiniteActivationsSpoilTheirRowAlone) {
   }
 }
 
-TEST_F(CudaTableMma, ZerosAndTinyAndHugeActivations) {
+TEST_P(CudaTables, ZerosAndTinyAndHugeActivations) {
   for (const float size : {0.0f, 1e-38f, 1e-20f, 1e20f, 1e38f}) {
     const QuantizedCase c(20, 300, {}, 4);
     const DeviceCase weights(c);
@@ -215,7 +240,7 @@ TEST_F(CudaTableMma, ZerosAndTinyAndHugeActivations) {
     x.upload();
     const DeviceOutput y(9, c.n, ScalarType::kBFloat16);
     const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), y.stride};
-    ASSERT_EQ(cuda::table_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess);
+    ASSERT_EQ(multiply(x.input, {&product, 1}), cudaSuccess);
     const std::vector<float> found = y.values();
     const std::vector<double> expected =
         reference::linear(c.canonical_weights(), x.matrix.values(), 9, nullptr);
@@ -226,7 +251,7 @@ TEST_F(CudaTableMma, ZerosAndTinyAndHugeActivations) {
   }
 }
 
-TEST_F(CudaTableMma, AValueThatNoColumnHasDoesNotReachTheTail) {
+TEST_P(CudaTables, AValueThatNoColumnHasDoesNotReachTheTail) {
   // Code 0 fills the columns past K; its value is infinite, and no column has it.
   QuantizedCase c(16, 130, {}, 4);
   for (auto& byte : c.canonical) byte = 0;
@@ -240,19 +265,24 @@ TEST_F(CudaTableMma, AValueThatNoColumnHasDoesNotReachTheTail) {
   run(c, 2, ScalarType::kFloat16);
 }
 
-TEST_F(CudaTableMma, LeavesOtherTypesAndGroupsToOthers) {
+TEST_P(CudaTables, LeavesOtherTypesAndGroupsToOthers) {
   const QuantizedCase grouped(16, 256, {8, CellGroups::kOne, 128}, 4), plain(16, 256, {}, 4);
   const DeviceCase a(grouped), b(plain);
   const cuda::Product with_groups{a.weights, nullptr, nullptr, 16};
   const cuda::Product product{b.weights, nullptr, nullptr, 16};
   cuda::Input x{nullptr, 256, 1, ScalarType::kFloat16};
-  EXPECT_TRUE(cuda::table_mma_serves(x, {&product, 1}, device));
-  EXPECT_FALSE(cuda::table_mma_serves(x, {&with_groups, 1}, device));
-  x.rows = 65;
-  EXPECT_FALSE(cuda::table_mma_serves(x, {&product, 1}, device));
+  EXPECT_TRUE(serves(x, {&product, 1}));
+  EXPECT_FALSE(serves(x, {&with_groups, 1}));
+  x.rows = most_rows() + 1;
+  EXPECT_FALSE(serves(x, {&product, 1}));
   x = {nullptr, 256, 1, ScalarType::kFloat32};
-  EXPECT_FALSE(cuda::table_mma_serves(x, {&product, 1}, device));
+  EXPECT_FALSE(serves(x, {&product, 1}));
 }
+
+INSTANTIATE_TEST_SUITE_P(Kernels, CudaTables, ::testing::Values(Tables::kMma, Tables::kWgmma),
+                         [](const auto& info) {
+                           return info.param == Tables::kMma ? "Mma" : "Wgmma";
+                         });
 
 }  // namespace
 }  // namespace anyprec::testing

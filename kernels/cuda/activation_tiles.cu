@@ -1,0 +1,97 @@
+#include "kernels/cuda/activation_fragments.cuh"
+#include "kernels/cuda/activation_tiles.h"
+#include "kernels/cuda/ptx.cuh"
+
+namespace anyprec::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Args {
+  const std::uint16_t* x;
+  std::int64_t x_stride;
+  int x_rows;
+  int columns;
+  int units;
+  bool bfloat16;
+  bool pairs;  ///< two neighbouring elements are aligned to 4 bytes
+  ActivationTiles to;
+};
+
+/// Columns 2 word and 2 word + 1 of a row; zeros past K.
+__device__ __forceinline__ std::uint32_t load_pair(const Args& args, const std::uint16_t* row,
+                                                   int word) {
+  const int column = 2 * word;
+  if (column + 1 < args.columns) {
+    if (args.pairs) return *reinterpret_cast<const std::uint32_t*>(row + column);
+    return row[column] | static_cast<std::uint32_t>(row[column + 1]) << 16;
+  }
+  return column < args.columns ? row[column] : 0u;
+}
+
+__device__ __forceinline__ std::uint32_t block_max(std::uint32_t value) {
+  __shared__ std::uint32_t of_warps[kThreads / 32];
+  value = __reduce_max_sync(0xffffffffu, value);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  return __reduce_max_sync(0xffffffffu, of_warps[threadIdx.x % (kThreads / 32)]);
+}
+
+/// One block a row.
+__global__ void __launch_bounds__(kThreads)
+    activations_to_tiles_kernel(const __grid_constant__ Args args) {
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const int m = blockIdx.x;
+  for (int i = m * kThreads + threadIdx.x; i < args.to.counter_count; i += gridDim.x * kThreads) {
+    args.to.counters[i] = 0;
+  }
+  const std::uint16_t* const row = args.x + m * args.x_stride;
+  const int words = m < args.x_rows ? (args.columns + 1) / 2 : 0;
+  float scale = 1.0f, inverse = 1.0f;
+  if (args.bfloat16) {
+    std::uint32_t largest = 0;
+    for (int i = threadIdx.x; i < words; i += kThreads) {
+      const std::uint32_t pair = load_pair(args, row, i);
+      largest = max(largest, max(pair & 0x7fff0000u, (pair << 16) & 0x7fff0000u));
+    }
+    power_of_two_scale(block_max(largest), scale, inverse);
+  }
+  if (threadIdx.x == 0) args.to.scales[m] = inverse;
+  constexpr int kPieces = kTileRowBytes / 16;
+  for (int i = threadIdx.x; i < args.units * 4 * kPieces; i += kThreads) {
+    const int quarter = i / kPieces, piece = i % kPieces;
+    // Words 16 t + j of a half-unit, t = 0 .. 3, are its piece j.
+    const int first_word = quarter / 2 * (kHalfColumns / 2) + quarter % 2 * kPieces + piece;
+    std::uint32_t four[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      const int word = first_word + 16 * t;
+      four[t] = word < words ? load_pair(args, row, word) : 0u;
+      if (args.bfloat16) four[t] = scaled_halves(four[t], scale);
+    }
+    const std::int64_t at =
+        (static_cast<std::int64_t>(quarter) * args.to.rows + m) * kPieces + (piece ^ (m & 7));
+    reinterpret_cast<uint4*>(args.to.tiles)[at] = make_uint4(four[0], four[1], four[2], four[3]);
+  }
+}
+
+}  // namespace
+
+cudaError_t activations_to_tiles(const Input& input, std::int64_t in_features,
+                                 const ActivationTiles& to, const Device& device,
+                                 cudaStream_t stream) {
+  Args args{};
+  args.x = static_cast<const std::uint16_t*>(input.x);
+  args.x_stride = input.x_stride;
+  args.x_rows = static_cast<int>(input.rows);
+  args.columns = static_cast<int>(in_features);
+  args.units = static_cast<int>(unit_count(in_features));
+  args.bfloat16 = input.type == ScalarType::kBFloat16;
+  args.pairs = reinterpret_cast<std::uintptr_t>(input.x) % 4 == 0 && input.x_stride % 2 == 0;
+  args.to = to;
+  return launch(activations_to_tiles_kernel, device, dim3(static_cast<unsigned>(to.rows)), kThreads,
+                0, stream, args);
+}
+
+}  // namespace anyprec::cuda
