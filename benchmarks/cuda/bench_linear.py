@@ -92,10 +92,14 @@ def copy_ceiling(repeats=9):
     return 2 * source.numel() / statistics.median(times) / 1e6
 
 
+def library():
+    built = Path("build/gpu/benchmarks/cuda/libanyprec_bench_cuda.so")
+    return ctypes.CDLL(str(built.resolve()))
+
+
 class BareRead:
     def __init__(self):
-        built = Path("build/gpu/benchmarks/cuda/libanyprec_bench_cuda.so")
-        self.library = ctypes.CDLL(str(built.resolve()))
+        self.library = library()
         self.memory = torch.randint(256, (1 << 30,), dtype=torch.uint8, device="cuda")
         self.sink = torch.zeros(1, dtype=torch.int32, device="cuda")
         self.known = {}
@@ -156,6 +160,64 @@ class Ours:
                 for planes, lut, alpha in self.copies
             ]
         )
+
+
+class PrecisionInMemory:
+    """One row of x by linear_at: the same memory at every precision, chosen by an integer there."""
+
+    def __init__(self, n, k, form):
+        self.form, self.n, self.k, self.library = form, n, k, library()
+        bits, groups, _ = FORMS[form]
+        self.x = torch.randn(k, dtype=torch.float16, device="cuda")
+        self.y = torch.empty(n, dtype=torch.float16, device="cuda")
+        self.precision = torch.zeros(1, dtype=torch.int32, device="cuda")
+        self.copies = []
+        for _ in range(copies_of(n * k // 4)):
+            canonical = torch.randint(256, (8, n, k // 8), dtype=torch.uint8, device="cuda")
+            planes = torch.ops.anyprec.pack_planes(canonical, k)
+            luts = [random_halves(n, 1 << min(b, bits)) for b in range(2, 9)]
+            alphas = [
+                random_halves(n, b - bits, CLASSES[groups](bits)) if b > bits else None
+                for b in range(2, 9)
+            ]
+            self.copies.append((planes, luts, alphas))
+
+    def call(self, planes, luts, alphas):
+        def pointers(tensors):
+            return (ctypes.c_void_p * 7)(*[0 if t is None else t.data_ptr() for t in tensors])
+
+        bits, groups, group_size = FORMS[self.form]
+        status = self.library.anyprec_linear_at(
+            ctypes.c_void_p(self.x.data_ptr()),
+            ctypes.c_int64(self.k),
+            ctypes.c_int64(self.n),
+            ctypes.c_void_p(planes.data_ptr()),
+            pointers(luts),
+            pointers(alphas),
+            bits,
+            groups.encode(),
+            ctypes.c_int64(group_size),
+            ctypes.c_void_p(self.precision.data_ptr()),
+            ctypes.c_void_p(self.y.data_ptr()),
+            ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
+        )
+        if status != 0:
+            raise RuntimeError(f"anyprec_linear_at: {status} (a CUDA error, -1: refused)")
+
+    def us(self, precision):
+        self.precision.fill_(precision)
+        return median_us([partial(self.call, *copy) for copy in self.copies])
+
+
+def print_precision_in_memory(shapes, forms, precisions, console):
+    for n, k in shapes:
+        for form in forms:
+            memory = PrecisionInMemory(n, k, form)
+            times = []
+            for b in precisions:
+                static = Ours(n, k, form, b).us(1)
+                times.append(f"{b} bits {memory.us(b):.1f} (static {static:.1f})")
+            console.print(f"{n} x {k}, {form}, precision in device memory: {', '.join(times)}")
 
 
 def cublas_us(n, k, m):
@@ -242,6 +304,11 @@ def main():
         "--forms", nargs="+", default=["full", "L3", "L3 io", "bcq"], choices=[*FORMS, "all"]
     )
     parser.add_argument("--precisions", nargs="+", type=int, default=list(range(2, 9)))
+    parser.add_argument(
+        "--precision-in-memory",
+        action="store_true",
+        help="only that: one row, by a precision in device memory and by one that the host knows",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
     console = Console(width=170)
@@ -254,6 +321,9 @@ def main():
     shapes = list(dict.fromkeys(shape for model in models for shape in MODELS[model]))
     if args.shapes:
         shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
+    if args.precision_in_memory:
+        print_precision_in_memory(shapes, forms, args.precisions, console)
+        return
     results = []
     for shape in shapes:
         measured = measure(shape, args.rows, forms, args.precisions, read)

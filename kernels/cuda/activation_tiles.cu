@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/activation_fragments.cuh"
 #include "kernels/cuda/activation_tiles.h"
 #include "kernels/cuda/ptx.cuh"
@@ -6,6 +8,7 @@ namespace anyprec::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kPieces = kTileRowBytes / 16;
 
 struct Args {
   const std::uint16_t* x;
@@ -37,13 +40,15 @@ __device__ __forceinline__ std::uint32_t block_max(std::uint32_t value) {
   return __reduce_max_sync(0xffffffffu, of_warps[threadIdx.x % (kThreads / 32)]);
 }
 
-/// One block a row.
+/// Block (m, j): a share of row m. Every block of a row finds the row's scale for itself.
 __global__ void __launch_bounds__(kThreads)
     activations_to_tiles_kernel(const __grid_constant__ Args args) {
   ptx::launch_dependents();
   ptx::wait_for_predecessors();
   const int m = blockIdx.x;
-  for (int i = m * kThreads + threadIdx.x; i < args.to.counter_count; i += gridDim.x * kThreads) {
+  const int share = blockIdx.y * kThreads + threadIdx.x;
+  const int threads = gridDim.y * kThreads;
+  for (int i = m * threads + share; i < args.to.counter_count; i += gridDim.x * threads) {
     args.to.counters[i] = 0;
   }
   const std::uint16_t* const row = args.x + m * args.x_stride;
@@ -57,9 +62,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     power_of_two_scale(block_max(largest), scale, inverse);
   }
-  if (threadIdx.x == 0) args.to.scales[m] = inverse;
-  constexpr int kPieces = kTileRowBytes / 16;
-  for (int i = threadIdx.x; i < args.units * 4 * kPieces; i += kThreads) {
+  if (share == 0) args.to.scales[m] = inverse;
+  for (int i = share; i < args.units * 4 * kPieces; i += threads) {
     const int quarter = i / kPieces, piece = i % kPieces;
     // Words 16 t + j of a half-unit, t = 0 .. 3, are its piece j.
     const int first_word = quarter / 2 * (kHalfColumns / 2) + quarter % 2 * kPieces + piece;

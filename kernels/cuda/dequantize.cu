@@ -138,6 +138,21 @@ __global__ void __launch_bounds__(kThreads, 2)
                         threadIdx.x / 32 * (kTileRows * kHalfColumns * sizeof(T) / 16);
   const std::int64_t tile = args.row_begin / kTileRows + blockIdx.x;
   const std::int64_t first_row = tile * kTileRows;
+  const int first_unit = blockIdx.y * args.block_units;
+  const int end_unit = min(args.units, first_unit + args.block_units);
+  int unit = first_unit + threadIdx.x / 32;
+  uint4 next[kBits] = {};  // planes of the next unit, under way
+  const auto load = [&](int of_unit) {
+    if (of_unit >= end_unit) return;
+    const std::uint8_t* from =
+        args.planes + (tile * args.units + of_unit) * kRecordBytes + threadIdx.x % 32 * kLaneBytes;
+#pragma unroll
+    for (int p = 0; p < kBits; ++p) {
+      next[p] = __ldcs(reinterpret_cast<const uint4*>(from));
+      from += args.plane_stride;
+    }
+  };
+  load(unit);
 
   const TableForm& form = args.form;
   stage_codebooks<kThreads>(
@@ -157,17 +172,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   __syncthreads();
   ptx::wait_for_predecessors();
 
-  const int first_unit = blockIdx.y * args.block_units;
-  const int end_unit = min(args.units, first_unit + args.block_units);
-  for (int unit = first_unit + threadIdx.x / 32; unit < end_unit; unit += kWarps) {
-    const std::uint8_t* from =
-        args.planes + (tile * args.units + unit) * kRecordBytes + threadIdx.x % 32 * kLaneBytes;
+  for (; unit < end_unit; unit += kWarps) {
     uint4 planes[kBits];
 #pragma unroll
-    for (int p = 0; p < kBits; ++p) {
-      planes[p] = __ldcs(reinterpret_cast<const uint4*>(from));
-      from += args.plane_stride;
-    }
+    for (int p = 0; p < kBits; ++p) planes[p] = next[p];
+    load(unit + kWarps);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       std::uint32_t words[kBits];

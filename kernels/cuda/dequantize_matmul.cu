@@ -6,14 +6,18 @@
 namespace anyprec::cuda {
 namespace {
 
-// Weights of a tile in floating point: 32 MiB in half precision, a fraction of a large matrix and
-// enough rows to fill the GPU.
-constexpr std::int64_t kTileElements = std::int64_t{16} << 20;
-constexpr std::int64_t kFewestRows = 256;
+// Rows of W in a tile: cuBLAS cuts large products into pieces of 128 x 256, of which a tile gives
+// every multiprocessor one or two. At most 64 MiB in half precision.
+constexpr std::int64_t kMostElements = std::int64_t{32} << 20;
+constexpr std::int64_t kPieceRows = 128, kPieceColumns = 256;
 
-std::int64_t tile_rows(const Weights& weights) {
-  const std::int64_t rows = kTileElements / std::max<std::int64_t>(weights.in_features, 1);
-  return std::min(weights.out_features, std::max(rows, kFewestRows));
+std::int64_t tile_rows(const Weights& weights, std::int64_t x_rows, const Device& device) {
+  const std::int64_t columns = (x_rows + kPieceColumns - 1) / kPieceColumns;
+  const std::int64_t fitting = std::max(
+      kMostElements / std::max<std::int64_t>(weights.in_features, 1) / kPieceRows, std::int64_t{1});
+  const std::int64_t pieces = std::max(2 * device.multiprocessors / columns, std::int64_t{8});
+  const std::int64_t most = pieces > fitting ? pieces / 2 : pieces;
+  return std::min(weights.out_features, std::min(most, fitting) * kPieceRows);
 }
 
 std::size_t scalar_bytes(ScalarType type) { return type == ScalarType::kFloat32 ? 4 : 2; }
@@ -68,18 +72,20 @@ __global__ void fill_bias_kernel(const void* bias, void* y, std::int64_t y_strid
 
 }  // namespace
 
-std::size_t dequantize_matmul_bytes(const Input& input, std::span<const Product> products) {
+std::size_t dequantize_matmul_bytes(const Input& input, std::span<const Product> products,
+                                    const Device& device) {
   std::size_t bytes = 0;
   for (const Product& product : products) {
-    const auto elements =
-        static_cast<std::size_t>(tile_rows(product.weights) * product.weights.in_features);
+    const auto elements = static_cast<std::size_t>(tile_rows(product.weights, input.rows, device) *
+                                                   product.weights.in_features);
     bytes = std::max(bytes, elements * scalar_bytes(input.type));
   }
   return bytes;
 }
 
 cudaError_t dequantize_matmul(const Input& input, std::span<const Product> products,
-                              const Workspace& workspace, cudaStream_t stream) {
+                              const Workspace& workspace, const Device& device,
+                              cudaStream_t stream) {
   const cudaError_t set = use_stream(workspace.cublas, stream);
   if (set != cudaSuccess) return set;
   const FullPrecisionSums full_precision(workspace.cublas);
@@ -101,7 +107,7 @@ cudaError_t dequantize_matmul(const Input& input, std::span<const Product> produ
       }
       if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) return status;
     }
-    const std::int64_t step = tile_rows(weights);
+    const std::int64_t step = tile_rows(weights, input.rows, device);
     for (std::int64_t begin = 0; begin < weights.out_features; begin += step) {
       const std::int64_t end = std::min(weights.out_features, begin + step);
       const cudaError_t made = dequantize(weights, begin, end, workspace.data, input.type, stream);

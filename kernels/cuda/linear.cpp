@@ -104,7 +104,7 @@ std::size_t workspace_bytes(LinearPath path, const Input& input,
     case LinearPath::kTableWgmma:
       return table_wgmma_bytes(input, products, device_or_throw());
     case LinearPath::kDequantize:
-      return dequantize_matmul_bytes(input, products);
+      return dequantize_matmul_bytes(input, products, device_or_throw());
     default:
       return 0;
   }
@@ -144,7 +144,7 @@ cudaError_t linear(const Input& input, std::span<const Product> products,
       break;
   }
   check(workspace.cublas != nullptr, "no cuBLAS handle");
-  return dequantize_matmul(input, products, workspace, stream);
+  return dequantize_matmul(input, products, workspace, device, stream);
 }
 
 cudaError_t linear_from_planes(const Input& input, const ActivationPlanes& planes,

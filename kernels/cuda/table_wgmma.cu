@@ -10,9 +10,6 @@ namespace anyprec::cuda {
 namespace {
 
 constexpr int kMaxRows = 128;
-// A block's share of the work is not cut finer: units of K for its two groups of warps.
-constexpr int kFewestUnits = 2;
-
 TableWgmmaKernel kernel_for(int precision, std::int64_t rows) {
   switch (precision) {
     case 2:
@@ -35,7 +32,7 @@ TableWgmmaKernel kernel_for(int precision, std::int64_t rows) {
 /// How a call is cut, and where what it needs lies in the workspace.
 struct Plan {
   TableWgmmaKernel kernel;
-  int runs, blocks;
+  int runs, run_halves, grain, blocks;
   std::size_t scales, arrivals, parts, bytes;
 };
 
@@ -44,9 +41,16 @@ Plan plan_for(const TableMmaArgs& args, std::int64_t in_features, int precision,
   Plan plan{};
   plan.kernel = kernel_for(precision, args.x_rows);
   plan.runs = (args.tiles + kBlockTiles - 1) / kBlockTiles;
-  const std::int64_t work = std::int64_t{plan.runs} * args.units;
-  plan.blocks = static_cast<int>(std::clamp<std::int64_t>((work + kFewestUnits - 1) / kFewestUnits,
-                                                          1, device.multiprocessors));
+  plan.run_halves = (args.columns + kHalfColumns - 1) / kHalfColumns;
+  const std::int64_t work = std::int64_t{plan.runs} * plan.run_halves;
+  // Whole runs where that leaves multiprocessors a fifth of the time idle at most: parts of runs
+  // cost about as much.
+  const int turns = (plan.runs + device.multiprocessors - 1) / device.multiprocessors;
+  const bool whole = turns * device.multiprocessors * 4 <= plan.runs * 5;
+  plan.grain = whole ? plan.run_halves : 1;
+  const std::int64_t most =
+      whole ? plan.runs : (work + plan.kernel.groups - 1) / plan.kernel.groups;
+  plan.blocks = static_cast<int>(std::clamp<std::int64_t>(most, 1, device.multiprocessors));
   const auto rows = static_cast<std::size_t>(plan.kernel.x_rows);
   plan.scales = activation_tile_bytes(in_features, plan.kernel.x_rows);
   plan.arrivals = plan.scales + rows * sizeof(float);
@@ -90,6 +94,8 @@ cudaError_t table_wgmma(const Input& input, std::span<const Product> products, v
   args.x_tiles = tiles.tiles;
   args.x_scales = tiles.scales;
   args.runs = plan.runs;
+  args.run_halves = plan.run_halves;
+  args.grain = plan.grain;
   args.arrivals = tiles.counters;
   args.parts = reinterpret_cast<float*>(memory + plan.parts);
   return launch(plan.kernel.kernel, device, dim3(static_cast<unsigned>(plan.blocks)),

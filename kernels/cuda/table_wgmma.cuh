@@ -13,33 +13,39 @@
 /// y = x W^T by look-ups for some dozens of rows of x (compute capability 9.0): values found in
 /// tables in shared memory are the A operand of wgmma, tiles of x (activation_tiles.h) are B.
 ///
-/// A block multiplies by a run of 64 rows of W at a time, a tile of 16 to a warp. Two groups of
-/// four warps take its units of K in turn; one more warp has x copied to a ring in shared memory, a
-/// quarter of a unit at a time. While the tensor cores multiply a quarter, the warps look up the
-/// next. Blocks share the work (runs times units) evenly: parts of a run meet in global memory and
-/// are added, in the order of K, by the block that comes last.
+/// A block multiplies by a run of 64 rows of W at a time, a tile of 16 to a warp. Groups of four
+/// warps take its half-units of K in turn; for each group a thread of four more warps has x copied
+/// to a ring in shared memory, a quarter of a unit at a time. While the tensor cores multiply a
+/// quarter, the warps look up the next. Blocks share the work (runs times half-units) evenly: parts
+/// of a run meet in global memory and are added, in the order of K, by the block that comes last.
 namespace anyprec::cuda {
 
-/// kRows: of x, at most.
-template <int kBits_, int kRows_>
+/// kRows: of x, at most. kGroups: of four warps.
+template <int kBits_, int kRows_, int kGroups_>
 struct TableWgmmaShape {
   static constexpr int kBits = kBits_;
   static constexpr int kRows = kRows_;
-  static constexpr int kGroups = 2;
-  static constexpr int kWarps = 4 * kGroups;
-  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kGroups = kGroups_;
+  static constexpr int kThreads = 128 * kGroups;  ///< that multiply
+  static constexpr int kAllThreads = kThreads + 128;
+  // Registers move from the warps that copy to those that multiply.
+  static constexpr int kCopyRegisters = 24;
+  static constexpr int kRegisters = kGroups == 2 ? 240 : 160;
 
   // Tables: two tiles side by side in the 256 bytes of an entry, a word a lane: row g's value in
-  // the low half, row g + 8's in the high half.
-  static constexpr int kPairBytes = 256 << kBits;
-  // Sums, [row of x][row of W]: 68 words a row of x, so that no two lanes meet in a bank.
-  static constexpr int kSumStride = kBlockRows + 4;
+  // the low half, row g + 8's in the high half. The other two tiles' are 64 KB further, so that an
+  // address is a byte of the code between bytes that stay.
+  static constexpr int kPairStride = 64 * 1024;
+  // Sums, [row of x][row of W]: 68 words a row of x, so that no two lanes meet in a bank (66
+  // and two where room is short).
+  static constexpr int kSumStride = kBlockRows + (kRows == 128 ? 2 : 4);
   static constexpr int kQuarterBytes = kRows * kTileRowBytes;
 
   // Where things lie in shared memory, in bytes; the tables at 0.
-  static constexpr int kSums = kBlockTiles / 2 * kPairBytes;
+  static constexpr int kSums = kPairStride + (256 << kBits);
   static constexpr int kTiles = kSums + kRows * kSumStride * 4;
-  static constexpr int kLast = kTiles + kBlockTiles * static_cast<int>(sizeof(Tile));
+  static constexpr int kScales = kTiles + 2 * kBlockTiles * static_cast<int>(sizeof(Tile));
+  static constexpr int kLast = kScales + kRows * 4;  // two flags
   static constexpr int kBarriers = (kLast + 8 + 15) / 16 * 16;
   static constexpr int kMostSlots = 8;  ///< of a group's ring
   static constexpr int kRing = (kBarriers + kGroups * kMostSlots * 16 + 1023) / 1024 * 1024;
@@ -51,80 +57,129 @@ struct TableWgmmaShape {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-/// The part of the work that is a block's: units [begin, end) of all runs one after the other.
+/// The part of the work that is a block's: half-units [begin, end) of all runs one after the other.
 struct WorkShare {
-  int units;  ///< of a run
   int total, blocks;
+  int grain;  ///< half-units that stay together
   __device__ __forceinline__ int begin(int block) const {
-    return static_cast<int>(static_cast<std::int64_t>(block) * total / blocks);
+    return static_cast<int>(static_cast<std::int64_t>(block) * (total / grain) / blocks) * grain;
   }
   __device__ __forceinline__ int block_of(int at) const {
     int block = static_cast<int>(static_cast<std::int64_t>(at) * blocks / total);
+    while (begin(block) > at) --block;
     while (begin(block + 1) <= at) ++block;
     return block;
   }
 };
 
-/// Values of codes first .. first + kGroup - 1 of a row, as fp16; zeros where there is no row.
-template <int kGroup>
-__device__ __forceinline__ void codebook_values(const TableForm& form, const Tile& tile, int row,
-                                                int first, std::uint32_t (&values)[kGroup]) {
-  if (row >= tile.rows) {
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) values[i] = 0;
-    return;
-  }
+/// By the threads that multiply.
+template <int kThreads>
+__device__ __forceinline__ void meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
+/// Values of codes first .. first + kCount - 1 of a row of a hybrid, as fp16.
+template <int kCount>
+__device__ __forceinline__ void hybrid_values(const TableForm& form, const Tile& tile, int row,
+                                              int first, std::uint32_t (&values)[kCount]) {
   const CodebookRow codebook{
       reinterpret_cast<const __half*>(tile.lut + row * lut_row_bytes(form)),
       reinterpret_cast<const __half*>(tile.alpha + row * alpha_row_bytes(form))};
-  constexpr int kDepth = bits_of(kGroup);
-  if (form.signs == 0) {
-    read_values(codebook.lut + first, values);
-  } else if (form.signs >= kDepth) {
+  constexpr int kDepth = bits_of(kCount);
+  if (form.signs >= kDepth) {
     codebook.expand<kDepth>(form, first, values);
   } else {
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
+    for (int i = 0; i < kCount; ++i) {
       values[i] = __half_as_ushort(__float2half_rn(codebook.value(form, first + i, 0)));
     }
   }
 }
 
-/// The tables of four tiles, by all threads: thread i has rows i % 8 and i % 8 + 8 of
-/// tile i / 8 % 4, and the codes of part i / 32.
+/// kCount fp16 from global memory, aligned to their size, two to a word.
+template <int kCount>
+__device__ __forceinline__ void load_halves(const void* from,
+                                            std::uint32_t (&words)[(kCount + 1) / 2]) {
+  if constexpr (kCount == 8) {
+    const uint4 eight = __ldg(static_cast<const uint4*>(from));
+    words[0] = eight.x;
+    words[1] = eight.y;
+    words[2] = eight.z;
+    words[3] = eight.w;
+  } else if constexpr (kCount == 2) {
+    words[0] = __ldg(static_cast<const std::uint32_t*>(from));
+  } else {
+    static_assert(kCount == 1);
+    words[0] = __ldg(static_cast<const std::uint16_t*>(from));
+  }
+}
+
+/// The tables of four tiles, by all threads that multiply: thread i has rows i % 8 and i % 8 + 8 of
+/// tile i / 8 % 4, warps take groups of codes in turn.
 template <class Shape>
 __device__ __forceinline__ void build_tables(const TableForm& form, const Tile* tiles,
                                              char* tables) {
   constexpr int kEntriesOfTile = 1 << Shape::kBits;
-  constexpr int kCount = kEntriesOfTile > Shape::kWarps ? kEntriesOfTile / Shape::kWarps : 1;
-  constexpr int kGroup = kCount < 8 ? kCount : 8;
-  const int g = threadIdx.x % 8, index = threadIdx.x / 8 % 4, part = threadIdx.x / 32;
+  constexpr int kWarps = Shape::kThreads / 32;
+  constexpr int kCount = kEntriesOfTile >= 8 * kWarps ? 8 : (kEntriesOfTile >= 2 * kWarps ? 2 : 1);
+  constexpr int kTurns = (kEntriesOfTile + kWarps * kCount - 1) / (kWarps * kCount);
+  constexpr int kWords = (kCount + 1) / 2;
+  const int g = threadIdx.x % 8, index = threadIdx.x / 8 % 4;
   const Tile& tile = tiles[index];
-  char* const words = tables + index / 2 * Shape::kPairBytes + index % 2 * 128 + g * 16;
-#pragma unroll 1
-  for (int first = part * kCount; first < min((part + 1) * kCount, kEntriesOfTile);
-       first += kGroup) {
-    std::uint32_t top[kGroup], low[kGroup];
-    codebook_values(form, tile, g, first, top);
-    codebook_values(form, tile, g + 8, first, low);
-    const int entry = reversed<Shape::kBits>(first);
+  const bool has_top = g < tile.rows, has_low = g + 8 < tile.rows;
+  char* const words = tables + index / 2 * Shape::kPairStride + index % 2 * 128 + g * 16;
+  const int first = threadIdx.x / 32 * kCount;
+  const auto store = [&](int entry, std::uint32_t top, std::uint32_t low) {
+    const std::uint32_t word = top | low << 16;
+    *reinterpret_cast<uint4*>(words + entry * 256) = make_uint4(word, word, word, word);
+  };
+  if (form.signs == 0) {  // all loads first
+    const char* const top_row = tile.lut + g * lut_row_bytes(form);
+    const char* const low_row = top_row + 8 * lut_row_bytes(form);
+    std::uint32_t top[kTurns][kWords] = {}, low[kTurns][kWords] = {};
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      const std::uint32_t word = top[i] | low[i] << 16;
-      *reinterpret_cast<uint4*>(words + (entry + reversed_constant(i, Shape::kBits)) * 256) =
-          make_uint4(word, word, word, word);
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int code = first + turn * kWarps * kCount;
+      if (code >= kEntriesOfTile) continue;
+      if (has_top) load_halves<kCount>(top_row + 2 * code, top[turn]);
+      if (has_low) load_halves<kCount>(low_row + 2 * code, low[turn]);
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int code = first + turn * kWarps * kCount;
+      if (code >= kEntriesOfTile) continue;
+      const int entry = reversed<Shape::kBits>(code);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const std::uint32_t word =
+            __byte_perm(top[turn][i / 2], low[turn][i / 2], i % 2 == 0 ? 0x5410 : 0x7632);
+        store(entry + reversed_constant(i, Shape::kBits), word & 0xffffu, word >> 16);
+      }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int code = first; code < kEntriesOfTile; code += kWarps * kCount) {
+    std::uint32_t top[kCount] = {}, low[kCount] = {};
+    if (has_top) hybrid_values(form, tile, g, code, top);
+    if (has_low) hybrid_values(form, tile, g + 8, code, low);
+    const int entry = reversed<Shape::kBits>(code);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      store(entry + reversed_constant(i, Shape::kBits), top[i], low[i]);
     }
   }
 }
 
-/// The A operand of one step from a half-unit's bytes (single_code_bytes).
+/// The A operand of one step from a half-unit's bytes (single_code_bytes). place: where the lane's
+/// words are in entry 0.
 template <int kByte, int kStep>
-__device__ __forceinline__ void look_up_step(const char* table, std::uint32_t lane_offset,
+__device__ __forceinline__ void look_up_step(const char* tables, std::uint32_t place,
                                              const std::uint32_t (&top)[8],
                                              const std::uint32_t (&low)[8], std::uint32_t (&a)[4]) {
   const auto at = [&](std::uint32_t bytes) {
-    const std::uint32_t offset = __byte_perm(bytes, lane_offset, 0x7604 | kByte << 4);
-    return *reinterpret_cast<const std::uint32_t*>(table + offset);
+    const std::uint32_t offset = __byte_perm(bytes, place, 0x7604 | kByte << 4);
+    return *reinterpret_cast<const std::uint32_t*>(tables + offset);
   };
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -134,210 +189,242 @@ __device__ __forceinline__ void look_up_step(const char* table, std::uint32_t la
   }
 }
 
-template <int kBits>
-__device__ __forceinline__ void load_unit(const Tile& tile, int unit, uint4 (&words)[kBits]) {
-  if (tile.rows <= 0) return;
-  const std::uint8_t* from =
-      tile.planes + static_cast<std::int64_t>(unit) * kRecordBytes + threadIdx.x % 32 * kLaneBytes;
+/// What a lane reads of its warp's tile.
+struct LanePlanes {
+  const std::uint8_t* first;  ///< the lane's part of the tile's first record; or null
+  std::int64_t stride;
+
+  __device__ __forceinline__ explicit LanePlanes(const Tile& tile)
+      : first(tile.rows > 0 ? tile.planes + threadIdx.x % 32 * kLaneBytes : nullptr),
+        stride(tile.plane_stride) {}
+
+  /// Words of rows g and g + 8 in a half-unit.
+  template <int kBits>
+  __device__ __forceinline__ void load(int half, uint2 (&words)[kBits]) const {
+    if (first == nullptr) return;
+    const std::uint8_t* from =
+        first + static_cast<std::int64_t>(half / 2) * kRecordBytes + half % 2 * (kLaneBytes / 2);
 #pragma unroll
-  for (int p = 0; p < kBits; ++p) {
-    words[p] = __ldcs(reinterpret_cast<const uint4*>(from));
-    from += tile.plane_stride;
-  }
-}
-
-/// The sums of a part or of a whole run, [row of x][row of W], become y.
-template <class Sum>
-__device__ __forceinline__ void write_run(const TableWgmmaArgs& args, const Tile* tiles, Sum sum) {
-  for (int i = threadIdx.x; i < args.table.x_rows * kBlockRows; i += blockDim.x) {
-    const int m = i / kBlockRows, row = i % kBlockRows;
-    const Tile& tile = tiles[row / kTileRows];
-    if (row % kTileRows >= tile.rows) continue;
-    const std::int64_t w_row = tile.first_row + row % kTileRows;
-    float value = sum(m, row) * args.x_scales[m];
-    if (tile.bias != nullptr) value += load_scalar(tile.bias, args.table.type, w_row);
-    store_scalar(tile.y, args.table.type, m * tile.y_stride + w_row, value);
-  }
-}
-
-/// Has x copied to a group's ring, in the order in which the group multiplies: units group, group +
-/// 2, ... of each part of the block's share. By one thread.
-template <class Shape>
-struct QuarterCopies {
-  const TableWgmmaArgs& args;
-  std::uint32_t barriers, ring;
-  int group;
-  int at, end;  ///< the part's first unit, and the end of the share
-  int first_unit = 0, count = 0, unit = 0, quarter = 0, slot = 0, phase = 1;
-
-  __device__ __forceinline__ void start_part() {
-    while (at < end) {
-      first_unit = at % args.table.units;
-      count = min(args.table.units - first_unit, end - at);
-      unit = group;
-      if (unit < count) return;
-      at += count;
+    for (int p = 0; p < kBits; ++p) {
+      words[p] = __ldg(reinterpret_cast<const uint2*>(from));
+      from += stride;
     }
-  }
-  /// Waits until the slot is free.
-  __device__ __forceinline__ void start_next() {
-    if (at >= end) return;
-    const std::uint32_t full = barriers + 16 * slot;
-    ptx::barrier_wait(full + 8, phase);
-    ptx::barrier_arrive_and_expect(full, Shape::kQuarterBytes);
-    const std::int64_t from = std::int64_t{first_unit + unit} * 4 + quarter;
-    ptx::copy_bulk(ring + slot * Shape::kQuarterBytes, args.x_tiles + from * Shape::kQuarterBytes,
-                   Shape::kQuarterBytes, full);
-    if (++slot == Shape::kSlots) {
-      slot = 0;
-      phase ^= 1;
-    }
-    if (++quarter < 4) return;
-    quarter = 0;
-    unit += 2;
-    if (unit < count) return;
-    at += count;
-    start_part();
   }
 };
 
-#endif
+__device__ __forceinline__ void describe_run(const TableWgmmaArgs& args, int run, Tile* tiles) {
+  if (threadIdx.x >= kBlockTiles) return;
+  const int tile = run * kBlockTiles + static_cast<int>(threadIdx.x);
+  tiles[threadIdx.x].rows = 0;
+  if (tile < args.table.tiles) describe_tile(args.table, tile, tiles[threadIdx.x]);
+}
 
+/// Element i of a run's sums, [row of x][row of W], becomes one of y.
+__device__ __forceinline__ void write_element(const TableWgmmaArgs& args, const Tile* tiles,
+                                              const float* scales, int i, float sum) {
+  const int m = i / kBlockRows, row = i % kBlockRows;
+  const Tile& tile = tiles[row / kTileRows];
+  if (m >= args.table.x_rows || row % kTileRows >= tile.rows) return;
+  const std::int64_t w_row = tile.first_row + row % kTileRows;
+  float value = sum * scales[m];
+  if (tile.bias != nullptr) value += load_scalar(tile.bias, args.table.type, w_row);
+  store_scalar(tile.y, args.table.type, m * tile.y_stride + w_row, value);
+}
+
+/// Where a block's part of a run goes.
 template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
-    table_wgmma(const __grid_constant__ TableWgmmaArgs args) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  constexpr int kBits = Shape::kBits, kRows = Shape::kRows, kSlots = Shape::kSlots;
-  constexpr int kSumCount = kRows / 2;
-  extern __shared__ __align__(1024) char shared[];
-  ptx::launch_dependents();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int g = lane / 4, t = lane % 4;
-  const int group = warp / 4, index = warp % 4;
-  const std::uint32_t barriers =
-      ptx::shared_address(shared + Shape::kBarriers) + group * kSlots * 16;
-  const std::uint32_t ring =
-      ptx::shared_address(shared + Shape::kRing) + group * kSlots * Shape::kQuarterBytes;
-  const bool copies_x = index == 0 && lane == 0;
-  if (copies_x) {
-    for (int i = 0; i < kSlots; ++i) {
-      ptx::barrier_init(barriers + 16 * i, 1);      // full
-      ptx::barrier_init(barriers + 16 * i + 8, 4);  // empty: the warps of the group
+__device__ __forceinline__ float* part_of(const TableWgmmaArgs& args, const WorkShare& work,
+                                          int block, int run) {
+  const int later = work.begin(block) < run * args.run_halves ? 1 : 0;
+  return args.parts + (2 * std::int64_t{block} + later) * (Shape::kRows * kBlockRows);
+}
+
+/// Adds the parts of a run that this block and others have, where this one is the last to come:
+/// they are all in memory then. `runs`: at most two.
+template <class Shape>
+__device__ __forceinline__ void finish_parts(const TableWgmmaArgs& args, const WorkShare& work,
+                                             const int (&runs)[2], Tile* tiles, const float* scales,
+                                             bool* is_last) {
+  __threadfence();
+  meet<Shape::kThreads>();
+  if (threadIdx.x < 2) {
+    const int run = runs[threadIdx.x];
+    is_last[threadIdx.x] = false;
+    if (run >= 0) {
+      const int first = work.block_of(run * args.run_halves);
+      const int last = work.block_of((run + 1) * args.run_halves - 1);
+      is_last[threadIdx.x] =
+          atomicAdd(args.arrivals + run, 1u) == static_cast<std::uint32_t>(last - first);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    __threadfence();
   }
-  const WorkShare work{args.table.units, args.runs * args.table.units, static_cast<int>(gridDim.x)};
-  Tile* const tiles = reinterpret_cast<Tile*>(shared + Shape::kTiles);
-  float* const sums = reinterpret_cast<float*>(shared + Shape::kSums);
-  bool* const is_last = reinterpret_cast<bool*>(shared + Shape::kLast);
-  const char* const table = shared + index / 2 * Shape::kPairBytes + index % 2 * 128;
-  const std::uint32_t lane_offset = 4 * lane;
-  const int begin = work.begin(blockIdx.x), end = work.begin(blockIdx.x + 1);
-  QuarterCopies<Shape> copies{args, barriers, ring, group, begin, end};
-  copies.start_part();
-  bool waited = false;
-  int slot = 0, phase = 0;
-  const auto release = [&](int used) {
-    if (lane == 0) ptx::barrier_arrive(barriers + 16 * used + 8);
-    if (copies_x) copies.start_next();
-  };
-
+  meet<Shape::kThreads>();
 #pragma unroll 1
-  for (int at = begin; at < end;) {
-    const int run = at / work.units;
-    const int first_unit = at % work.units;
-    const int count = min(work.units - first_unit, end - at);
-    at += count;
-
-    if (threadIdx.x < kBlockTiles) {
-      const int tile = run * kBlockTiles + threadIdx.x;
-      tiles[threadIdx.x].rows = 0;
-      if (tile < args.table.tiles) describe_tile(args.table, tile, tiles[threadIdx.x]);
-    }
-    __syncthreads();
-    uint4 next[kBits] = {};
-    if (group < count) load_unit<kBits>(tiles[index], first_unit + group, next);
-    build_tables<Shape>(args.table.form, tiles, shared);
-    __syncthreads();
-    if (!waited) {
-      ptx::wait_for_predecessors();
-      waited = true;
-      if (copies_x) {
-        for (int i = 0; i < kSlots; ++i) copies.start_next();
+  for (int i = 0; i < 2; ++i) {
+    if (!is_last[i]) continue;
+    const int run = runs[i];
+    describe_run(args, run, tiles);
+    meet<Shape::kThreads>();
+    constexpr int kElements = Shape::kRows * kBlockRows;
+    constexpr int kEach = (kElements + Shape::kThreads - 1) / Shape::kThreads;
+    float sum[kEach] = {};
+    const int last = work.block_of((run + 1) * args.run_halves - 1);
+#pragma unroll 1
+    for (int block = work.block_of(run * args.run_halves); block <= last; ++block) {
+      const float* const part = part_of<Shape>(args, work, block, run);
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        const int at = e * Shape::kThreads + static_cast<int>(threadIdx.x);
+        if (at < kElements) sum[e] += __ldcg(part + at);
       }
     }
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int at = e * Shape::kThreads + static_cast<int>(threadIdx.x);
+      if (at < kElements) write_element(args, tiles, scales, at, sum[e]);
+    }
+    meet<Shape::kThreads>();
+  }
+}
+
+/// Has x copied to a group's ring, in the order in which the group multiplies: half-units group,
+/// group + kGroups, ... of each part of the block's share. By one thread.
+template <class Shape>
+__device__ __forceinline__ void copy_quarters(const TableWgmmaArgs& args, int group, int begin,
+                                              int end, std::uint32_t barriers, std::uint32_t ring) {
+  int slot = 0, phase = 1;
+  for (int at = begin; at < end;) {
+    const int first = at % args.run_halves;
+    const int count = min(args.run_halves - first, end - at);
+    at += count;
+    for (int i = group; i < count; i += Shape::kGroups) {
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        const std::uint32_t full = barriers + 16 * slot;
+        ptx::barrier_wait(full + 8, phase);
+        ptx::barrier_arrive_and_expect(full, Shape::kQuarterBytes);
+        ptx::copy_bulk(ring + slot * Shape::kQuarterBytes,
+                       args.x_tiles + (std::int64_t{first + i} * 2 + q) * Shape::kQuarterBytes,
+                       Shape::kQuarterBytes, full);
+        if (++slot == Shape::kSlots) {
+          slot = 0;
+          phase ^= 1;
+        }
+      }
+    }
+  }
+}
+
+/// The warps that multiply: group `group` of four.
+template <class Shape>
+__device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char* shared, int group,
+                                               const WorkShare& work, std::uint32_t barriers,
+                                               std::uint32_t ring) {
+  constexpr int kBits = Shape::kBits, kRows = Shape::kRows, kSlots = Shape::kSlots;
+  constexpr int kSumCount = kRows / 2;
+  const int index = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+  Tile* const tiles = reinterpret_cast<Tile*>(shared + Shape::kTiles);
+  float* const sums = reinterpret_cast<float*>(shared + Shape::kSums);
+  float* const scales = reinterpret_cast<float*>(shared + Shape::kScales);
+  const std::uint32_t place = index / 2 * Shape::kPairStride + index % 2 * 128 + 4 * lane;
+  const int begin = work.begin(blockIdx.x), end = work.begin(blockIdx.x + 1);
+  int slot = 0, phase = 0;
+  int parts[2] = {-1, -1};  // runs of which this block has a part
+
+  describe_run(args, begin / args.run_halves, tiles);
+  meet<Shape::kThreads>();
+  uint2 next[kBits] = {};
+  {
+    const int first = begin % args.run_halves;
+    const int count = min(args.run_halves - first, end - begin);
+    if (group < count) LanePlanes(tiles[index]).load<kBits>(first + group, next);
+  }
+  Tile* now = tiles;
+  Tile* later = tiles + kBlockTiles;
+#pragma unroll 1
+  for (int at = begin; at < end;) {
+    const int run = at / args.run_halves;
+    const int first = at % args.run_halves;
+    const int count = min(args.run_halves - first, end - at);
+    const bool is_first = at == begin;
+    at += count;
+
+    build_tables<Shape>(args.table.form, now, shared);
+    if (at < end) describe_run(args, run + 1, later);
+    if (is_first) {
+      ptx::wait_for_predecessors();
+      if (threadIdx.x < kRows) scales[threadIdx.x] = args.x_scales[threadIdx.x];
+    }
+    meet<Shape::kThreads>();
+    if (at < end) {  // from memory to the L2 cache
+      const Tile& tile = later[index];
+      const int from = (group * 32 + lane) * ptx::kLineBytes;
+      constexpr int kStep = Shape::kGroups * 32 * ptx::kLineBytes;
+      const int lut_bytes = tile.rows * lut_row_bytes(args.table.form);
+      const int alpha_bytes = tile.rows * alpha_row_bytes(args.table.form);
+      for (int i = from; i < lut_bytes; i += kStep) ptx::prefetch_line(tile.lut + i);
+      for (int i = from; i < alpha_bytes; i += kStep) ptx::prefetch_line(tile.alpha + i);
+    }
+    const LanePlanes planes(now[index]);
 
     float acc[kSumCount];
 #pragma unroll
     for (int i = 0; i < kSumCount; ++i) acc[i] = 0.0f;
     std::uint32_t a[2][4][4];
-    int last_slot = -1;
+    std::uint32_t used = 0;  // the barrier of the slot that is being multiplied by
 #pragma unroll 1
-    for (int i = 0; i < count; i += 2) {
-      if (i + group < count) {
-        uint4 words[kBits];
+    for (int i = group; i < count; i += Shape::kGroups) {
+      std::uint32_t top_bytes[8], low_bytes[8];
+      {
+        std::uint32_t top[kBits], low[kBits];
 #pragma unroll
-        for (int p = 0; p < kBits; ++p) words[p] = next[p];
-        const int unit = first_unit + i + group;
-        if (i + 2 + group < count) load_unit<kBits>(tiles[index], unit + 2, next);
-        std::uint32_t top_bytes[8], low_bytes[8];
+        for (int p = 0; p < kBits; ++p) {
+          top[p] = next[p].x;
+          low[p] = next[p].y;
+        }
+        if (i + Shape::kGroups < count) planes.load<kBits>(first + i + Shape::kGroups, next);
+        const int valid = args.table.columns - (first + i) * kHalfColumns;
+        if (valid < kHalfColumns) fill_tail<kBits>(top, low, valid);
+        single_code_bytes<kBits>(top, top_bytes);
+        single_code_bytes<kBits>(low, low_bytes);
+      }
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          if (q % 2 == 0) {
-            std::uint32_t top[kBits], low[kBits];
+      for (int q = 0; q < 2; ++q) {
+        auto& quarter = a[q];
+        if (q == 0) {
+          look_up_step<0, 0>(shared, place, top_bytes, low_bytes, quarter[0]);
+          look_up_step<0, 1>(shared, place, top_bytes, low_bytes, quarter[1]);
+          look_up_step<1, 0>(shared, place, top_bytes, low_bytes, quarter[2]);
+          look_up_step<1, 1>(shared, place, top_bytes, low_bytes, quarter[3]);
+        } else {
+          look_up_step<2, 0>(shared, place, top_bytes, low_bytes, quarter[0]);
+          look_up_step<2, 1>(shared, place, top_bytes, low_bytes, quarter[1]);
+          look_up_step<3, 0>(shared, place, top_bytes, low_bytes, quarter[2]);
+          look_up_step<3, 1>(shared, place, top_bytes, low_bytes, quarter[3]);
+        }
+        const std::uint32_t full = barriers + 16 * slot;
+        ptx::barrier_wait(full, phase);
+        __syncwarp();
+        const std::uint64_t b = ptx::wgmma_rows(ring + slot * Shape::kQuarterBytes);
+        ptx::wgmma_fence();
 #pragma unroll
-            for (int p = 0; p < kBits; ++p) {
-              top[p] = q == 0 ? words[p].x : words[p].z;
-              low[p] = q == 0 ? words[p].y : words[p].w;
-            }
-            const int valid = args.table.columns - unit * kUnitColumns - q / 2 * kHalfColumns;
-            if (valid < kHalfColumns) {
-              if (valid <= 0) {  // as the first half-unit's first column
-#pragma unroll
-                for (int p = 0; p < kBits; ++p) {
-                  top[p] = words[p].x;
-                  low[p] = words[p].y;
-                }
-              }
-              fill_tail<kBits>(top, low, max(valid, 0));
-            }
-            single_code_bytes<kBits>(top, top_bytes);
-            single_code_bytes<kBits>(low, low_bytes);
-          }
-          auto& quarter = a[q % 2];
-          if (q % 2 == 0) {
-            look_up_step<0, 0>(table, lane_offset, top_bytes, low_bytes, quarter[0]);
-            look_up_step<0, 1>(table, lane_offset, top_bytes, low_bytes, quarter[1]);
-            look_up_step<1, 0>(table, lane_offset, top_bytes, low_bytes, quarter[2]);
-            look_up_step<1, 1>(table, lane_offset, top_bytes, low_bytes, quarter[3]);
-          } else {
-            look_up_step<2, 0>(table, lane_offset, top_bytes, low_bytes, quarter[0]);
-            look_up_step<2, 1>(table, lane_offset, top_bytes, low_bytes, quarter[1]);
-            look_up_step<3, 0>(table, lane_offset, top_bytes, low_bytes, quarter[2]);
-            look_up_step<3, 1>(table, lane_offset, top_bytes, low_bytes, quarter[3]);
-          }
-          ptx::barrier_wait(barriers + 16 * slot, phase);
-          __syncwarp();
-          const std::uint64_t b = ptx::wgmma_rows(ring + slot * Shape::kQuarterBytes);
-          ptx::wgmma_fence();
-#pragma unroll
-          for (int s = 0; s < 4; ++s) ptx::wgmma(acc, quarter[s], b + 2 * s);
-          ptx::wgmma_commit();
-          // The quarter before is done: its operands may be overwritten.
-          ptx::wgmma_wait<1>();
-          if (last_slot >= 0) release(last_slot);
-          last_slot = slot;
-          if (++slot == kSlots) {
-            slot = 0;
-            phase ^= 1;
-          }
+        for (int s = 0; s < 4; ++s) ptx::wgmma(acc, quarter[s], b + 2 * s);
+        ptx::wgmma_commit();
+        // The quarter before is done: its operands may be overwritten.
+        ptx::wgmma_wait<1>();
+        if (used != 0 && lane == 0) ptx::barrier_arrive(used + 8);
+        used = full;
+        if (++slot == kSlots) {
+          slot = 0;
+          phase ^= 1;
         }
       }
     }
     ptx::wgmma_wait<0>();
-    if (last_slot >= 0) release(last_slot);
+    if (used != 0 && lane == 0) ptx::barrier_arrive(used + 8);
 
-    // The second group's sums, then the first's added to them.
+    // The groups' sums, from the last to the first.
     float* const my_sums = sums + index * kTileRows + g;
     const auto each_sum = [&](auto use) {
 #pragma unroll
@@ -346,61 +433,96 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         use(my_sums[m * Shape::kSumStride + i % 4 / 2 * 8], acc[i]);
       }
     };
-    if (group == 1) each_sum([](float& sum, float value) { sum = value; });
-    __syncthreads();
-    if (group == 0) each_sum([](float& sum, float value) { sum += value; });
-    __syncthreads();
-
-    if (count == work.units) {
-      write_run(args, tiles, [&](int m, int row) { return sums[m * Shape::kSumStride + row]; });
-      __syncthreads();
-      continue;
-    }
-    constexpr int kPart = kRows * kBlockRows;
-    const int run_begin = run * work.units;
-    const auto part_of = [&](int block) {
-      return args.parts +
-             (2 * std::int64_t{block} + (work.begin(block) < run_begin ? 1 : 0)) * kPart;
-    };
-    float* const part = part_of(blockIdx.x);
-    for (int i = threadIdx.x; i < kPart; i += Shape::kThreads) {
-      __stcg(part + i, sums[i / kBlockRows * Shape::kSumStride + i % kBlockRows]);
-    }
-    __threadfence();
-    __syncthreads();
-    const int first_block = work.block_of(run_begin);
-    const int last_block = work.block_of(run_begin + work.units - 1);
-    if (threadIdx.x == 0) {
-      const std::uint32_t before = atomicAdd(args.arrivals + run, 1u);
-      *is_last = before == static_cast<std::uint32_t>(last_block - first_block);
-      __threadfence();
-    }
-    __syncthreads();
-    if (*is_last) {
-      write_run(args, tiles, [&](int m, int row) {
-        float sum = 0.0f;
-        for (int block = first_block; block <= last_block; ++block) {
-          sum += __ldcg(part_of(block) + m * kBlockRows + row);
+#pragma unroll
+    for (int turn = Shape::kGroups - 1; turn >= 0; --turn) {
+      if (group == turn) {
+        if (turn == Shape::kGroups - 1) {
+          each_sum([](float& sum, float value) { sum = value; });
+        } else {
+          each_sum([](float& sum, float value) { sum += value; });
         }
-        return sum;
-      });
+      }
+      meet<Shape::kThreads>();
     }
-    __syncthreads();
+
+    if (at < end && group < min(args.run_halves, end - at)) {
+      LanePlanes(later[index]).load<kBits>(group, next);
+    }
+    constexpr int kElements = kRows * kBlockRows;
+    if (count == args.run_halves) {
+      for (int i = threadIdx.x; i < kElements; i += Shape::kThreads) {
+        write_element(args, now, scales, i,
+                      sums[i / kBlockRows * Shape::kSumStride + i % kBlockRows]);
+      }
+    } else {
+      parts[is_first ? 0 : 1] = run;
+      float* const part = part_of<Shape>(args, work, blockIdx.x, run);
+      for (int i = threadIdx.x; i < kElements; i += Shape::kThreads) {
+        __stcg(part + i, sums[i / kBlockRows * Shape::kSumStride + i % kBlockRows]);
+      }
+    }
+    Tile* const done = now;
+    now = later;
+    later = done;
+    meet<Shape::kThreads>();
+  }
+  if (parts[0] >= 0 || parts[1] >= 0) {
+    finish_parts<Shape>(args, work, parts, tiles, scales,
+                        reinterpret_cast<bool*>(shared + Shape::kLast));
+  }
+}
+
+#endif
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kAllThreads, 1)
+    table_wgmma(const __grid_constant__ TableWgmmaArgs args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) char shared[];
+  ptx::launch_dependents();
+  if (threadIdx.x == 0) {
+    const std::uint32_t barriers = ptx::shared_address(shared + Shape::kBarriers);
+    for (int i = 0; i < Shape::kGroups * Shape::kSlots; ++i) {
+      ptx::barrier_init(barriers + 16 * i, 1);      // full
+      ptx::barrier_init(barriers + 16 * i + 8, 4);  // empty: the warps of the group
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  const WorkShare work{args.runs * args.run_halves, static_cast<int>(gridDim.x), args.grain};
+  const bool copies = threadIdx.x >= Shape::kThreads;
+  const int warp = threadIdx.x / 32;
+  const int group = copies ? warp % 4 : warp / 4;
+  const std::uint32_t barriers =
+      ptx::shared_address(shared + Shape::kBarriers) + group * Shape::kSlots * 16;
+  const std::uint32_t ring =
+      ptx::shared_address(shared + Shape::kRing) + group * Shape::kSlots * Shape::kQuarterBytes;
+  if (copies) {
+    ptx::fewer_registers<Shape::kCopyRegisters>();
+    if (threadIdx.x % 32 == 0 && group < Shape::kGroups) {
+      ptx::wait_for_predecessors();
+      copy_quarters<Shape>(args, group, work.begin(blockIdx.x), work.begin(blockIdx.x + 1),
+                           barriers, ring);
+    }
+  } else {
+    ptx::more_registers<Shape::kRegisters>();
+    multiply_share<Shape>(args, shared, group, work, barriers, ring);
   }
 #endif
 }
 
 template <class Shape>
 TableWgmmaKernel describe_table_wgmma() {
-  return {table_wgmma<Shape>, Shape::kThreads, Shape::kRows, Shape::kSharedBytes};
+  return {table_wgmma<Shape>, Shape::kAllThreads, Shape::kGroups, Shape::kRows,
+          Shape::kSharedBytes};
 }
 
 template <int kBits>
 TableWgmmaKernel table_wgmma_kernel(std::int64_t rows) {
-  if (rows <= 16) return describe_table_wgmma<TableWgmmaShape<kBits, 16>>();
-  if (rows <= 32) return describe_table_wgmma<TableWgmmaShape<kBits, 32>>();
-  if (rows <= 64) return describe_table_wgmma<TableWgmmaShape<kBits, 64>>();
-  return describe_table_wgmma<TableWgmmaShape<kBits, 128>>();
+  if (rows <= 16) return describe_table_wgmma<TableWgmmaShape<kBits, 16, 3>>();
+  if (rows <= 32) return describe_table_wgmma<TableWgmmaShape<kBits, 32, 3>>();
+  if (rows <= 64) return describe_table_wgmma<TableWgmmaShape<kBits, 64, 3>>();
+  return describe_table_wgmma<TableWgmmaShape<kBits, 128, 2>>();
 }
 
 }  // namespace anyprec::cuda

@@ -14,9 +14,11 @@ struct TableWgmmaArgs {
   TableMmaArgs table;           ///< x, chunk_units, chunks and one_shl_16 are not used
   const std::uint8_t* x_tiles;  ///< activation_tiles.h
   const float* x_scales;
-  /// Runs of rows (kBlockRows) times units of K, shared out evenly and in order: a block's share
-  /// may begin and end within a run, whose parts are then added by whoever comes last.
+  /// Runs of rows (kBlockRows) times half-units of K, shared out evenly and in order: a block's
+  /// share may begin and end within a run, whose parts are then added by whoever comes last.
   int runs;
+  int run_halves;
+  int grain;                ///< half-units that a share does not cut: one, or a run
   std::uint32_t* arrivals;  ///< [runs]
   float* parts;             ///< [blocks][2][rows of a pass][kBlockRows]: first and last part
 };
@@ -25,6 +27,7 @@ struct TableWgmmaArgs {
 struct TableWgmmaKernel {
   void (*kernel)(TableWgmmaArgs);
   int threads;
+  int groups;  ///< of warps, among which a run's half-units go round
   int x_rows;  ///< rows of x in a pass
   int shared_bytes;
 };
