@@ -10,23 +10,31 @@ namespace {
 
 constexpr int kMaxRows = 64;
 
-TableMmaKernel kernel_for(int precision, std::int64_t rows) {
+TableMmaKernel kernel_for(int precision, std::int64_t rows, bool few_tiles) {
   switch (precision) {
     case 2:
-      return table_mma_kernel<2>(rows);
+      return table_mma_kernel<2>(rows, few_tiles);
     case 3:
-      return table_mma_kernel<3>(rows);
+      return table_mma_kernel<3>(rows, few_tiles);
     case 4:
-      return table_mma_kernel<4>(rows);
+      return table_mma_kernel<4>(rows, few_tiles);
     case 5:
-      return table_mma_kernel<5>(rows);
+      return table_mma_kernel<5>(rows, few_tiles);
     case 6:
-      return table_mma_kernel<6>(rows);
+      return table_mma_kernel<6>(rows, few_tiles);
     case 7:
-      return table_mma_kernel<7>(rows);
+      return table_mma_kernel<7>(rows, few_tiles);
     default:
-      return table_mma_kernel<8>(rows);
+      return table_mma_kernel<8>(rows, few_tiles);
   }
+}
+
+TableMmaKernel kernel_for(const Input& input, std::span<const Product> products,
+                          const Device& device) {
+  std::int64_t tiles = 0;
+  for (const Product& product : products) tiles += tile_count(product.weights.out_features);
+  return kernel_for(products.front().weights.precision, input.rows,
+                    tiles <= 2 * device.multiprocessors);
 }
 
 /// Shared memory that a block may have where `blocks` of them share a multiprocessor, which keeps
@@ -43,7 +51,7 @@ bool table_mma_serves(const Input& input, std::span<const Product> products, con
   const Weights& first = products.front().weights;
   if (input.rows < 1 || input.rows > kMaxRows || input.type == ScalarType::kFloat32) return false;
   if (first.in_features < 1 || first.form.groups(first.in_features) > 1) return false;
-  const TableMmaKernel kernel = kernel_for(first.precision, input.rows);
+  const TableMmaKernel kernel = kernel_for(input, products, device);
   return kernel.shared_bytes + kernel.sum_bytes <= device.block_shared_bytes;
 }
 
@@ -103,8 +111,7 @@ cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
 
 cudaError_t table_mma(const Input& input, std::span<const Product> products, const Device& device,
                       cudaStream_t stream) {
-  const int precision = products.front().weights.precision;
-  return launch_table_mma(kernel_for(precision, input.rows), input, products, device, stream);
+  return launch_table_mma(kernel_for(input, products, device), input, products, device, stream);
 }
 
 }  // namespace anyprec::cuda

@@ -291,13 +291,14 @@ TableMmaKernel describe_table_mma() {
           Shape::kRows * kTileRows * 4};
 }
 
-/// See table_mma_args.h. Small tables leave room for three blocks, whose warps hide more; a large
-/// one is better shared by many warps.
+/// See table_mma_args.h. Small tables leave room for three blocks, whose warps hide more, where
+/// there is work for three; a large one is better shared by many warps.
 template <int kBits>
-TableMmaKernel table_mma_kernel(std::int64_t rows) {
+TableMmaKernel table_mma_kernel(std::int64_t rows, bool few_tiles) {
   constexpr bool kLarge = kTableBytes<kBits> >= 32 * 1024;
   if constexpr (kBits < 8) {
     if (rows == 1) {
+      if (few_tiles) return describe_table_mma<TableMmaShape<kBits, 1, 2, 8, 2, true>>();
       return describe_table_mma<TableMmaShape<kBits, 1, 2, 8, kLarge ? 2 : 3, true>>();
     }
   }
