@@ -48,9 +48,6 @@ __global__ void __launch_bounds__(kThreads)
   const int m = blockIdx.x;
   const int share = blockIdx.y * kThreads + threadIdx.x;
   const int threads = gridDim.y * kThreads;
-  for (int i = m * threads + share; i < args.to.counter_count; i += gridDim.x * threads) {
-    args.to.counters[i] = 0;
-  }
   const std::uint16_t* const row = args.x + m * args.x_stride;
   const int words = m < args.x_rows ? (args.columns + 1) / 2 : 0;
   float scale = 1.0f, inverse = 1.0f;

@@ -23,11 +23,9 @@ inline constexpr int kTileColumns = kUnitColumns / 4;
 inline constexpr int kTileRowBytes = kTileColumns * 2;
 
 struct ActivationTiles {
-  std::uint8_t* tiles;      ///< [units, 4, rows, kTileRowBytes], 16-byte aligned
-  float* scales;            ///< [rows]
-  std::uint32_t* counters;  ///< set to zero
-  int rows;                 ///< those past x's are zeros; a multiple of 8
-  int counter_count;
+  std::uint8_t* tiles;  ///< [units, 4, rows, kTileRowBytes], 16-byte aligned
+  float* scales;        ///< [rows]
+  int rows;             ///< those past x's are zeros; a multiple of 8
 };
 
 constexpr std::size_t activation_tile_bytes(std::int64_t in_features, int rows) {

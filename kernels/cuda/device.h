@@ -23,24 +23,39 @@ cudaError_t current_device(Device& device);
 cudaError_t allow_all_shared_memory(const void* kernel, const Device& device);
 
 /// A launch that may start before its predecessor in the stream has ended, where the device can:
-/// the kernel waits by itself (ptx::wait_for_predecessors).
+/// the kernel waits by itself (ptx::wait_for_predecessors). Blocks in clusters of `cluster`.
 template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), const Device& device, dim3 grid, int threads,
-                   int shared_bytes, cudaStream_t stream, const Parameters&... parameters) {
+cudaError_t launch_clusters(void (*kernel)(Parameters...), const Device& device, dim3 grid,
+                            int cluster, int threads, int shared_bytes, cudaStream_t stream,
+                            const Parameters&... parameters) {
   const cudaError_t allowed =
       allow_all_shared_memory(reinterpret_cast<const void*>(kernel), device);
   if (allowed != cudaSuccess) return allowed;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (device.dependent_launches) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = device.dependent_launches ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   return cudaLaunchKernelEx(&config, kernel, parameters...);
+}
+
+/// The same without clusters.
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), const Device& device, dim3 grid, int threads,
+                   int shared_bytes, cudaStream_t stream, const Parameters&... parameters) {
+  return launch_clusters(kernel, device, grid, 1, threads, shared_bytes, stream, parameters...);
 }
 
 }  // namespace anyprec::cuda

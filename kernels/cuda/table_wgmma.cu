@@ -32,9 +32,35 @@ TableWgmmaKernel kernel_for(int precision, std::int64_t rows) {
 /// How a call is cut, and where what it needs lies in the workspace.
 struct Plan {
   TableWgmmaKernel kernel;
-  int runs, run_halves, grain, blocks;
-  std::size_t scales, arrivals, parts, bytes;
+  int runs, run_halves, cluster, blocks;
+  std::size_t scales, bytes;
 };
+
+/// What a run costs a block beside its half-units, in half-units: tables to build, sums to add.
+constexpr int kRunCost = 8;
+
+/// How many are there at a time. Blocks of a cluster lie in one part of the GPU, of 16
+/// multiprocessors or a few more.
+int clusters_of(int cluster, const Device& device) {
+  const int count = device.multiprocessors;
+  return (cluster > 2 ? count / 16 * 16 : count) / cluster;
+}
+
+/// How many blocks share a run: what ends first.
+int cluster_size(int runs, int run_halves, const Device& device) {
+  int best = 1;
+  std::int64_t least = 0;
+  for (const int cluster : {1, 2, 4, 8}) {
+    const int clusters = clusters_of(cluster, device);
+    if (clusters == 0) break;
+    const std::int64_t turns = (runs + clusters - 1) / clusters;
+    const std::int64_t cost = turns * ((run_halves + cluster - 1) / cluster + kRunCost);
+    if (cluster > 1 && (cost >= least || run_halves < cluster)) continue;
+    best = cluster;
+    least = cost;
+  }
+  return best;
+}
 
 Plan plan_for(const TableMmaArgs& args, std::int64_t in_features, int precision,
               const Device& device) {
@@ -42,21 +68,10 @@ Plan plan_for(const TableMmaArgs& args, std::int64_t in_features, int precision,
   plan.kernel = kernel_for(precision, args.x_rows);
   plan.runs = (args.tiles + kBlockTiles - 1) / kBlockTiles;
   plan.run_halves = (args.columns + kHalfColumns - 1) / kHalfColumns;
-  const std::int64_t work = std::int64_t{plan.runs} * plan.run_halves;
-  // Whole runs where that leaves multiprocessors a fifth of the time idle at most: parts of runs
-  // cost about as much.
-  const int turns = (plan.runs + device.multiprocessors - 1) / device.multiprocessors;
-  const bool whole = turns * device.multiprocessors * 4 <= plan.runs * 5;
-  plan.grain = whole ? plan.run_halves : 1;
-  const std::int64_t most =
-      whole ? plan.runs : (work + plan.kernel.groups - 1) / plan.kernel.groups;
-  plan.blocks = static_cast<int>(std::clamp<std::int64_t>(most, 1, device.multiprocessors));
-  const auto rows = static_cast<std::size_t>(plan.kernel.x_rows);
+  plan.cluster = cluster_size(plan.runs, plan.run_halves, device);
+  plan.blocks = std::min(plan.runs, clusters_of(plan.cluster, device)) * plan.cluster;
   plan.scales = activation_tile_bytes(in_features, plan.kernel.x_rows);
-  plan.arrivals = plan.scales + rows * sizeof(float);
-  const std::size_t counters = static_cast<std::size_t>(plan.runs) * sizeof(std::uint32_t);
-  plan.parts = (plan.arrivals + counters + 15) / 16 * 16;
-  plan.bytes = plan.parts + static_cast<std::size_t>(plan.blocks) * 2 * rows * kBlockRows * 4;
+  plan.bytes = plan.scales + static_cast<std::size_t>(plan.kernel.x_rows) * sizeof(float);
   return plan;
 }
 
@@ -86,8 +101,7 @@ cudaError_t table_wgmma(const Input& input, std::span<const Product> products, v
   const Plan plan = plan_for(args.table, first.in_features, first.precision, device);
   auto* const memory = static_cast<std::uint8_t*>(workspace);
   const ActivationTiles tiles{memory, reinterpret_cast<float*>(memory + plan.scales),
-                              reinterpret_cast<std::uint32_t*>(memory + plan.arrivals),
-                              plan.kernel.x_rows, plan.runs};
+                              plan.kernel.x_rows};
   const cudaError_t converted =
       activations_to_tiles(input, first.in_features, tiles, device, stream);
   if (converted != cudaSuccess) return converted;
@@ -95,11 +109,9 @@ cudaError_t table_wgmma(const Input& input, std::span<const Product> products, v
   args.x_scales = tiles.scales;
   args.runs = plan.runs;
   args.run_halves = plan.run_halves;
-  args.grain = plan.grain;
-  args.arrivals = tiles.counters;
-  args.parts = reinterpret_cast<float*>(memory + plan.parts);
-  return launch(plan.kernel.kernel, device, dim3(static_cast<unsigned>(plan.blocks)),
-                plan.kernel.threads, plan.kernel.shared_bytes, stream, args);
+  args.cluster = plan.cluster;
+  return launch_clusters(plan.kernel.kernel, device, dim3(static_cast<unsigned>(plan.blocks)),
+                         plan.cluster, plan.kernel.threads, plan.kernel.shared_bytes, stream, args);
 }
 
 }  // namespace anyprec::cuda

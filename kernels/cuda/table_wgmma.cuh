@@ -16,8 +16,8 @@
 /// A block multiplies by a run of 64 rows of W at a time, a tile of 16 to a warp. Groups of four
 /// warps take its half-units of K in turn; for each group a thread of four more warps has x copied
 /// to a ring in shared memory, a quarter of a unit at a time. While the tensor cores multiply a
-/// quarter, the warps look up the next. Blocks share the work (runs times half-units) evenly: parts
-/// of a run meet in global memory and are added, in the order of K, by the block that comes last.
+/// quarter, the warps look up the next. A cluster of blocks takes a run, each a part of its K; sums
+/// meet in their shared memories.
 namespace anyprec::cuda {
 
 /// kRows: of x, at most. kGroups: of four warps.
@@ -28,9 +28,11 @@ struct TableWgmmaShape {
   static constexpr int kGroups = kGroups_;
   static constexpr int kThreads = 128 * kGroups;  ///< that multiply
   static constexpr int kAllThreads = kThreads + 128;
-  // Registers move from the warps that copy to those that multiply.
-  static constexpr int kCopyRegisters = 24;
+  // Registers move from the warps that copy to those that multiply; the block keeps its sum.
+  static constexpr int kCopyRegisters = kGroups == 2 ? 24 : 32;
   static constexpr int kRegisters = kGroups == 2 ? 240 : 160;
+  static constexpr int kAtLaunch = 64 * 1024 / kAllThreads / 8 * 8;  ///< registers of a thread
+  static_assert(kThreads * kRegisters + 128 * kCopyRegisters <= kAllThreads * kAtLaunch);
 
   // Tables: two tiles side by side in the 256 bytes of an entry, a word a lane: row g's value in
   // the low half, row g + 8's in the high half. The other two tiles' are 64 KB further, so that an
@@ -45,8 +47,8 @@ struct TableWgmmaShape {
   static constexpr int kSums = kPairStride + (256 << kBits);
   static constexpr int kTiles = kSums + kRows * kSumStride * 4;
   static constexpr int kScales = kTiles + 2 * kBlockTiles * static_cast<int>(sizeof(Tile));
-  static constexpr int kLast = kScales + kRows * 4;  // two flags
-  static constexpr int kBarriers = (kLast + 8 + 15) / 16 * 16;
+  static constexpr int kMeeting = kScales + kRows * 4;  // two barriers: sums are there, are read
+  static constexpr int kBarriers = kMeeting + 16;
   static constexpr int kMostSlots = 8;  ///< of a group's ring
   static constexpr int kRing = (kBarriers + kGroups * kMostSlots * 16 + 1023) / 1024 * 1024;
   static constexpr int kFitting = (227 * 1024 - kRing) / (kGroups * kQuarterBytes);
@@ -57,18 +59,17 @@ struct TableWgmmaShape {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-/// The part of the work that is a block's: half-units [begin, end) of all runs one after the other.
-struct WorkShare {
-  int total, blocks;
-  int grain;  ///< half-units that stay together
-  __device__ __forceinline__ int begin(int block) const {
-    return static_cast<int>(static_cast<std::int64_t>(block) * (total / grain) / blocks) * grain;
-  }
-  __device__ __forceinline__ int block_of(int at) const {
-    int block = static_cast<int>(static_cast<std::int64_t>(at) * blocks / total);
-    while (begin(block) > at) --block;
-    while (begin(block + 1) <= at) ++block;
-    return block;
+/// What a block multiplies by: of runs cluster, cluster + clusters, ... half-units [begin, end).
+struct Share {
+  int first_run, step;
+  int begin, end;
+
+  __device__ __forceinline__ explicit Share(const TableWgmmaArgs& args)
+      : first_run(static_cast<int>(blockIdx.x) / args.cluster),
+        step(static_cast<int>(gridDim.x) / args.cluster) {
+    const int rank = static_cast<int>(blockIdx.x) % args.cluster;
+    begin = rank * args.run_halves / args.cluster;
+    end = (rank + 1) * args.run_halves / args.cluster;
   }
 };
 
@@ -231,80 +232,61 @@ __device__ __forceinline__ void write_element(const TableWgmmaArgs& args, const 
   store_scalar(tile.y, args.table.type, m * tile.y_stride + w_row, value);
 }
 
-/// Where a block's part of a run goes.
-template <class Shape>
-__device__ __forceinline__ float* part_of(const TableWgmmaArgs& args, const WorkShare& work,
-                                          int block, int run) {
-  const int later = work.begin(block) < run * args.run_halves ? 1 : 0;
-  return args.parts + (2 * std::int64_t{block} + later) * (Shape::kRows * kBlockRows);
+/// The same thread of all blocks of a cluster: until each has come here. `barrier`: at the same
+/// place in every block, for as many arrivals as blocks.
+__device__ __forceinline__ void meet_cluster(std::uint32_t barrier, int blocks, int phase) {
+  for (int i = 0; i < blocks; ++i) ptx::barrier_arrive_remote(barrier, i);
+  ptx::barrier_wait_cluster(barrier, phase);
 }
 
-/// Adds the parts of a run that this block and others have, where this one is the last to come:
-/// they are all in memory then. `runs`: at most two.
+/// The sums of a run become y. Where a cluster shares it, each block adds a part of all blocks'
+/// sums, in the order of K.
 template <class Shape>
-__device__ __forceinline__ void finish_parts(const TableWgmmaArgs& args, const WorkShare& work,
-                                             const int (&runs)[2], Tile* tiles, const float* scales,
-                                             bool* is_last) {
-  __threadfence();
-  meet<Shape::kThreads>();
-  if (threadIdx.x < 2) {
-    const int run = runs[threadIdx.x];
-    is_last[threadIdx.x] = false;
-    if (run >= 0) {
-      const int first = work.block_of(run * args.run_halves);
-      const int last = work.block_of((run + 1) * args.run_halves - 1);
-      is_last[threadIdx.x] =
-          atomicAdd(args.arrivals + run, 1u) == static_cast<std::uint32_t>(last - first);
+__device__ __forceinline__ void write_run(const TableWgmmaArgs& args, const Tile* tiles,
+                                          const float* scales, const float* sums,
+                                          std::uint32_t meeting, int phase) {
+  constexpr int kElements = Shape::kRows * kBlockRows;
+  const auto place = [](int i) { return i / kBlockRows * Shape::kSumStride + i % kBlockRows; };
+  if (args.cluster == 1) {
+    for (int i = threadIdx.x; i < kElements; i += Shape::kThreads) {
+      write_element(args, tiles, scales, i, sums[place(i)]);
     }
-    __threadfence();
+    return;
+  }
+  if (threadIdx.x == 0) meet_cluster(meeting, args.cluster, phase);
+  meet<Shape::kThreads>();
+  const int rank = static_cast<int>(blockIdx.x) % args.cluster;
+  const std::uint32_t mine = ptx::shared_address(sums);
+  const int end = (rank + 1) * kElements / args.cluster;
+  for (int i = rank * kElements / args.cluster + static_cast<int>(threadIdx.x); i < end;
+       i += Shape::kThreads) {
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int block = 0; block < args.cluster; ++block) {
+      sum += ptx::load_remote(mine + 4 * place(i), block);
+    }
+    write_element(args, tiles, scales, i, sum);
   }
   meet<Shape::kThreads>();
-#pragma unroll 1
-  for (int i = 0; i < 2; ++i) {
-    if (!is_last[i]) continue;
-    const int run = runs[i];
-    describe_run(args, run, tiles);
-    meet<Shape::kThreads>();
-    constexpr int kElements = Shape::kRows * kBlockRows;
-    constexpr int kEach = (kElements + Shape::kThreads - 1) / Shape::kThreads;
-    float sum[kEach] = {};
-    const int last = work.block_of((run + 1) * args.run_halves - 1);
-#pragma unroll 1
-    for (int block = work.block_of(run * args.run_halves); block <= last; ++block) {
-      const float* const part = part_of<Shape>(args, work, block, run);
-#pragma unroll
-      for (int e = 0; e < kEach; ++e) {
-        const int at = e * Shape::kThreads + static_cast<int>(threadIdx.x);
-        if (at < kElements) sum[e] += __ldcg(part + at);
-      }
-    }
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      const int at = e * Shape::kThreads + static_cast<int>(threadIdx.x);
-      if (at < kElements) write_element(args, tiles, scales, at, sum[e]);
-    }
-    meet<Shape::kThreads>();
-  }
+  if (threadIdx.x == 0) meet_cluster(meeting + 8, args.cluster, phase);
 }
 
 /// Has x copied to a group's ring, in the order in which the group multiplies: half-units group,
-/// group + kGroups, ... of each part of the block's share. By one thread.
+/// group + kGroups, ... of the block's part of each run. By one thread.
 template <class Shape>
-__device__ __forceinline__ void copy_quarters(const TableWgmmaArgs& args, int group, int begin,
-                                              int end, std::uint32_t barriers, std::uint32_t ring) {
+__device__ __forceinline__ void copy_quarters(const TableWgmmaArgs& args, int group,
+                                              std::uint32_t barriers, std::uint32_t ring) {
+  const Share share(args);
   int slot = 0, phase = 1;
-  for (int at = begin; at < end;) {
-    const int first = at % args.run_halves;
-    const int count = min(args.run_halves - first, end - at);
-    at += count;
-    for (int i = group; i < count; i += Shape::kGroups) {
+  for (int run = share.first_run; run < args.runs; run += share.step) {
+    for (int half = share.begin + group; half < share.end; half += Shape::kGroups) {
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
         const std::uint32_t full = barriers + 16 * slot;
         ptx::barrier_wait(full + 8, phase);
         ptx::barrier_arrive_and_expect(full, Shape::kQuarterBytes);
         ptx::copy_bulk(ring + slot * Shape::kQuarterBytes,
-                       args.x_tiles + (std::int64_t{first + i} * 2 + q) * Shape::kQuarterBytes,
+                       args.x_tiles + (std::int64_t{half} * 2 + q) * Shape::kQuarterBytes,
                        Shape::kQuarterBytes, full);
         if (++slot == Shape::kSlots) {
           slot = 0;
@@ -318,8 +300,7 @@ __device__ __forceinline__ void copy_quarters(const TableWgmmaArgs& args, int gr
 /// The warps that multiply: group `group` of four.
 template <class Shape>
 __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char* shared, int group,
-                                               const WorkShare& work, std::uint32_t barriers,
-                                               std::uint32_t ring) {
+                                               std::uint32_t barriers, std::uint32_t ring) {
   constexpr int kBits = Shape::kBits, kRows = Shape::kRows, kSlots = Shape::kSlots;
   constexpr int kSumCount = kRows / 2;
   const int index = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
@@ -328,36 +309,29 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
   float* const sums = reinterpret_cast<float*>(shared + Shape::kSums);
   float* const scales = reinterpret_cast<float*>(shared + Shape::kScales);
   const std::uint32_t place = index / 2 * Shape::kPairStride + index % 2 * 128 + 4 * lane;
-  const int begin = work.begin(blockIdx.x), end = work.begin(blockIdx.x + 1);
-  int slot = 0, phase = 0;
-  int parts[2] = {-1, -1};  // runs of which this block has a part
+  const std::uint32_t meeting = ptx::shared_address(shared + Shape::kMeeting);
+  const Share share(args);
+  const int first = share.begin + group;
+  int slot = 0, phase = 0, turn_phase = 0;
 
-  describe_run(args, begin / args.run_halves, tiles);
+  describe_run(args, share.first_run, tiles);
   meet<Shape::kThreads>();
   uint2 next[kBits] = {};
-  {
-    const int first = begin % args.run_halves;
-    const int count = min(args.run_halves - first, end - begin);
-    if (group < count) LanePlanes(tiles[index]).load<kBits>(first + group, next);
-  }
+  if (first < share.end) LanePlanes(tiles[index]).load<kBits>(first, next);
   Tile* now = tiles;
   Tile* later = tiles + kBlockTiles;
 #pragma unroll 1
-  for (int at = begin; at < end;) {
-    const int run = at / args.run_halves;
-    const int first = at % args.run_halves;
-    const int count = min(args.run_halves - first, end - at);
-    const bool is_first = at == begin;
-    at += count;
+  for (int run = share.first_run; run < args.runs; run += share.step) {
+    const bool is_first = run == share.first_run, is_last = run + share.step >= args.runs;
 
     build_tables<Shape>(args.table.form, now, shared);
-    if (at < end) describe_run(args, run + 1, later);
+    if (!is_last) describe_run(args, run + share.step, later);
     if (is_first) {
       ptx::wait_for_predecessors();
       if (threadIdx.x < kRows) scales[threadIdx.x] = args.x_scales[threadIdx.x];
     }
     meet<Shape::kThreads>();
-    if (at < end) {  // from memory to the L2 cache
+    if (!is_last) {  // from memory to the L2 cache
       const Tile& tile = later[index];
       const int from = (group * 32 + lane) * ptx::kLineBytes;
       constexpr int kStep = Shape::kGroups * 32 * ptx::kLineBytes;
@@ -374,7 +348,7 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
     std::uint32_t a[2][4][4];
     std::uint32_t used = 0;  // the barrier of the slot that is being multiplied by
 #pragma unroll 1
-    for (int i = group; i < count; i += Shape::kGroups) {
+    for (int half = first; half < share.end; half += Shape::kGroups) {
       std::uint32_t top_bytes[8], low_bytes[8];
       {
         std::uint32_t top[kBits], low[kBits];
@@ -383,8 +357,8 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
           top[p] = next[p].x;
           low[p] = next[p].y;
         }
-        if (i + Shape::kGroups < count) planes.load<kBits>(first + i + Shape::kGroups, next);
-        const int valid = args.table.columns - (first + i) * kHalfColumns;
+        if (half + Shape::kGroups < share.end) planes.load<kBits>(half + Shape::kGroups, next);
+        const int valid = args.table.columns - half * kHalfColumns;
         if (valid < kHalfColumns) fill_tail<kBits>(top, low, valid);
         single_code_bytes<kBits>(top, top_bytes);
         single_code_bytes<kBits>(low, low_bytes);
@@ -445,30 +419,13 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
       meet<Shape::kThreads>();
     }
 
-    if (at < end && group < min(args.run_halves, end - at)) {
-      LanePlanes(later[index]).load<kBits>(group, next);
-    }
-    constexpr int kElements = kRows * kBlockRows;
-    if (count == args.run_halves) {
-      for (int i = threadIdx.x; i < kElements; i += Shape::kThreads) {
-        write_element(args, now, scales, i,
-                      sums[i / kBlockRows * Shape::kSumStride + i % kBlockRows]);
-      }
-    } else {
-      parts[is_first ? 0 : 1] = run;
-      float* const part = part_of<Shape>(args, work, blockIdx.x, run);
-      for (int i = threadIdx.x; i < kElements; i += Shape::kThreads) {
-        __stcg(part + i, sums[i / kBlockRows * Shape::kSumStride + i % kBlockRows]);
-      }
-    }
+    if (!is_last && first < share.end) LanePlanes(later[index]).load<kBits>(first, next);
+    write_run<Shape>(args, now, scales, sums, meeting, turn_phase);
+    turn_phase ^= 1;
     Tile* const done = now;
     now = later;
     later = done;
     meet<Shape::kThreads>();
-  }
-  if (parts[0] >= 0 || parts[1] >= 0) {
-    finish_parts<Shape>(args, work, parts, tiles, scales,
-                        reinterpret_cast<bool*>(shared + Shape::kLast));
   }
 }
 
@@ -486,10 +443,16 @@ __global__ void __launch_bounds__(Shape::kAllThreads, 1)
       ptx::barrier_init(barriers + 16 * i, 1);      // full
       ptx::barrier_init(barriers + 16 * i + 8, 4);  // empty: the warps of the group
     }
+    const std::uint32_t meeting = ptx::shared_address(shared + Shape::kMeeting);
+    ptx::barrier_init(meeting, args.cluster);
+    ptx::barrier_init(meeting + 8, args.cluster);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  __syncthreads();
-  const WorkShare work{args.runs * args.run_halves, static_cast<int>(gridDim.x), args.grain};
+  if (args.cluster > 1) {
+    ptx::meet_all_of_cluster();
+  } else {
+    __syncthreads();
+  }
   const bool copies = threadIdx.x >= Shape::kThreads;
   const int warp = threadIdx.x / 32;
   const int group = copies ? warp % 4 : warp / 4;
@@ -501,12 +464,11 @@ __global__ void __launch_bounds__(Shape::kAllThreads, 1)
     ptx::fewer_registers<Shape::kCopyRegisters>();
     if (threadIdx.x % 32 == 0 && group < Shape::kGroups) {
       ptx::wait_for_predecessors();
-      copy_quarters<Shape>(args, group, work.begin(blockIdx.x), work.begin(blockIdx.x + 1),
-                           barriers, ring);
+      copy_quarters<Shape>(args, group, barriers, ring);
     }
   } else {
     ptx::more_registers<Shape::kRegisters>();
-    multiply_share<Shape>(args, shared, group, work, barriers, ring);
+    multiply_share<Shape>(args, shared, group, barriers, ring);
   }
 #endif
 }

@@ -14,13 +14,9 @@ struct TableWgmmaArgs {
   TableMmaArgs table;           ///< x, chunk_units, chunks and one_shl_16 are not used
   const std::uint8_t* x_tiles;  ///< activation_tiles.h
   const float* x_scales;
-  /// Runs of rows (kBlockRows) times half-units of K, shared out evenly and in order: a block's
-  /// share may begin and end within a run, whose parts are then added by whoever comes last.
-  int runs;
-  int run_halves;
-  int grain;                ///< half-units that a share does not cut: one, or a run
-  std::uint32_t* arrivals;  ///< [runs]
-  float* parts;             ///< [blocks][2][rows of a pass][kBlockRows]: first and last part
+  int runs;        ///< of kBlockRows rows
+  int run_halves;  ///< half-units of K
+  int cluster;     ///< blocks that share a run, each a part of its half-units
 };
 
 /// One kernel and what its launch needs.

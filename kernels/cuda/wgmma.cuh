@@ -119,6 +119,44 @@ __device__ __forceinline__ void copy_bulk(std::uint32_t shared, const void* glob
       : "memory");
 }
 
+// ---- blocks of a cluster ----
+
+/// All threads of all blocks.
+__device__ __forceinline__ void meet_all_of_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+/// At what is this block's `shared` in block `rank`.
+__device__ __forceinline__ std::uint32_t remote_address(std::uint32_t shared, int rank) {
+  std::uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(rank));
+  return remote;
+}
+__device__ __forceinline__ float load_remote(std::uint32_t shared, int rank) {
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];"
+               : "=f"(value)
+               : "r"(remote_address(shared, rank)));
+  return value;
+}
+__device__ __forceinline__ void barrier_arrive_remote(std::uint32_t barrier, int rank) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                   remote_address(barrier, rank))
+               : "memory");
+}
+/// Of this block, for arrivals of others.
+__device__ __forceinline__ void barrier_wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again_%=:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again_%=;\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
 #endif
 
 }  // namespace anyprec::cuda::ptx
