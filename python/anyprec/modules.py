@@ -124,7 +124,7 @@ def _by_pattern(
 
 
 def _automatic(model: nn.Module) -> Selection:
-    stem, blocks = _decoder_blocks(model)
+    stem, blocks = decoder_blocks(model)
     linears = _named_linears(model)
     embeddings = _embedding_weights(model)
     chosen = {
@@ -144,7 +144,7 @@ def _automatic(model: nn.Module) -> Selection:
     return _selection(linears, chosen, "automatic", ())
 
 
-def _decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks: the outermost ModuleList with the most parameters."""
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
