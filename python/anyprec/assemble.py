@@ -35,6 +35,7 @@ class Request:
     source_sha256: str
     device: torch.device
     calibration_dtype: torch.dtype
+    distillation_tokens: Tokens | None = None  # None for a recipe without distillation
 
     def calibration_record(self) -> dict[str, Any]:
         return {
@@ -45,6 +46,7 @@ class Request:
 
     def record(self) -> dict[str, Any]:
         """For the manifest: equal requests, and only they, have equal records."""
+        tokens = self.distillation_tokens
         return {
             "producer": PRODUCER,
             "source": {"name": self.source.name, "sha256": self.source_sha256},
@@ -59,6 +61,8 @@ class Request:
             "seed_precision": self.options.seed_precision,
             "group_size": self.options.group_size,
             "codebook": self.options.codebook,
+            "recipe": self.options.recipe.record(),
+            "distillation_text": tokens.record() if tokens else None,
         }
 
     def config(self) -> dict[str, Any]:
@@ -93,7 +97,8 @@ def write_checkpoint(
 ) -> None:
     """Writes everything under a temporary name and renames it to `out`.
 
-    pieces: for every linear "planes" uint8 [parent, N, ceil(K/8)] and "lut.<b>" fp16 [N, G, 2^b].
+    pieces: for every linear "planes" uint8 [parent, N, ceil(K/8)], "lut.<b>" and, where the codebook
+    has some, "alpha.<b>", as docs/format.md has them.
     """
     config_json = json.dumps(request.config(), indent=2, ensure_ascii=False) + "\n"
     options_json = json.dumps(request.record(), sort_keys=True)
@@ -117,8 +122,11 @@ def _add_linear(writer: Any, linear: Linear, piece: Piece, precisions: Iterable[
     for index, plane in enumerate(piece.tensors["planes"].numpy()):
         writer.add(f"{linear.name}.plane.{index}", "U8", list(plane.shape), plane)
     for precision in precisions:
-        lut = piece.tensors[f"lut.{precision}"].numpy()
-        writer.add(f"{linear.name}.lut.{precision}", "F16", list(lut.shape), lut)
+        for kind in ("lut", "alpha"):
+            tensor = piece.tensors.get(f"{kind}.{precision}")
+            if tensor is not None:
+                name = f"{linear.name}.{kind}.{precision}"
+                writer.add(name, "F16", list(tensor.shape), tensor.numpy())
 
 
 def _companions(source: Source) -> dict[str, bytes]:

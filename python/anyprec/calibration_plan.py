@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -55,6 +54,18 @@ class _Costs:
     transient: int  # one linear's gradient, and its fit
     states: int  # hidden states of all sequences at one border
 
+    def held(self, segment: tuple[int, int], blocks: int, weights: bool) -> int:
+        """While one segment's sums are made: with or without its blocks' weights."""
+        first, last = segment
+        ends = first == 0 or last == blocks
+        activations = sum(self.activations[first:last]) + (self.logits if last == blocks else 0)
+        return (
+            sum(self.sums[first:last])
+            + (self.outside_sums if ends else 0)
+            + max(activations, self.transient)
+            + (sum(self.weights[first:last]) if weights else 0)
+        )
+
 
 def make_plan(
     model: nn.Module,
@@ -77,7 +88,8 @@ def make_plan(
     """
     stem, blocks = blocks_of(model)
     costs = _costs(model, names, stem, blocks, tokens, dtype, hessians)
-    ways = list(_ways(costs, len(blocks), device, dtype, next(model.parameters()).dtype))
+    copied = device.type != "cpu" or dtype != next(model.parameters()).dtype
+    ways = list(_ways(costs, len(blocks), device, copied))
     memory = torch.device("cpu")
     ram = int(_SHARE * free_memory(memory)) + costs.own if max_memory is None else max_memory
     on_device = ram
@@ -100,39 +112,20 @@ def make_plan(
     )
 
 
-def _ways(
-    costs: _Costs, blocks: int, device: torch.device, dtype: torch.dtype, own: torch.dtype
-) -> Any:
-    """All plans, the quickest first."""
+def _ways(costs: _Costs, blocks: int, device: torch.device, copied: bool) -> Iterator[Plan]:
+    """All plans, the quickest first. copied: computing takes copies of the weights."""
     cpu = device.type == "cpu"
     for count in range(1, max(1, blocks) + 1):
         segments = tuple((i * blocks // count, (i + 1) * blocks // count) for i in range(count))
-        for resident in (True, False):
-            if count == 1 and not resident:
-                continue
-            for states in ("device", "memory", "disk"):
-                # One segment has nothing between; on a CPU the device's memory is the memory.
-                if (count == 1 and states != "device") or (cpu and states == "memory"):
-                    continue
-                kept = (count - 1) * costs.states
-                held = max(
-                    sum(costs.sums[first:last])
-                    + (costs.outside_sums if first == 0 or last == blocks else 0)
-                    + max(
-                        sum(costs.activations[first:last])
-                        + (costs.logits if last == blocks else 0),
-                        costs.transient,
-                    )
-                    + (0 if resident else sum(costs.weights[first:last]))
-                    for first, last in segments
-                )
+        kept = (count - 1) * costs.states
+        for resident in (True, False) if count > 1 else (True,):
+            held = max(costs.held(segment, blocks, copied and not resident) for segment in segments)
+            if copied:
                 held += costs.outside_weights + (sum(costs.weights) if resident else 0)
-                if cpu and dtype == own:  # computed on as it is, not copied
-                    held -= costs.outside_weights + (
-                        sum(costs.weights)
-                        if resident
-                        else max(sum(costs.weights[f:l]) for f, l in segments)
-                    )
+            # One segment has nothing between; on a CPU the device's memory is the memory.
+            for states in ("device", "disk") if cpu else ("device", "memory", "disk"):
+                if count == 1 and states != "device":
+                    continue
                 on_device = held + (kept if states == "device" else 0)
                 in_memory = costs.own + (kept if states == "memory" else 0)
                 if cpu:
@@ -155,13 +148,13 @@ def _costs(
     config = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
 
-    def placed_bytes(parameters: Any) -> int:
+    def placed_bytes(parameters: Iterable[nn.Parameter]) -> int:
         unique = {id(p): p for p in parameters}.values()
         return sum(
             p.numel() * (dtype.itemsize if p.dtype == main else p.element_size()) for p in unique
         )
 
-    def sums_of(chosen: Any) -> int:
+    def sums_of(chosen: Iterable[str]) -> int:
         shapes = {id(w): w.shape for w in (model.get_submodule(n).weight for n in chosen)}
         return sum(4 * (n * k + (k * k if hessians else 0)) for n, k in shapes.values())
 
@@ -175,9 +168,7 @@ def _costs(
     largest = [model.get_submodule(n).weight.shape for n in names]
     hidden = getattr(text, "hidden_size", None) or max((s[1] for s in largest), default=0)
     return _Costs(
-        own=sum(
-            p.numel() * p.element_size() for p in {id(p): p for p in model.parameters()}.values()
-        ),
+        own=sum(p.numel() * p.element_size() for p in model.parameters()),
         weights=[placed_bytes(block.parameters()) for block in blocks],
         outside_weights=placed_bytes(p for m in outside for p in m.parameters(recurse=False)),
         sums=[sums_of(group) for group in inside],
