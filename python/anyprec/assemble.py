@@ -97,8 +97,8 @@ def write_checkpoint(
 ) -> None:
     """Writes everything under a temporary name and renames it to `out`.
 
-    pieces: for every linear "planes" uint8 [parent, N, ceil(K/8)], "lut.<b>" and, where the codebook
-    has some, "alpha.<b>", as docs/format.md has them.
+    pieces: for every linear "planes" uint8 [parent, N, ceil(K/8)], "lut.<b>" and, where the
+    codebook has some, "alpha.<b>", as docs/format.md has them.
     """
     config_json = json.dumps(request.config(), indent=2, ensure_ascii=False) + "\n"
     options_json = json.dumps(request.record(), sort_keys=True)

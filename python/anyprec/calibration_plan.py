@@ -174,7 +174,7 @@ def _costs(
         sums=[sums_of(group) for group in inside],
         outside_sums=sums_of(others),
         activations=[
-            length * _width(block) * dtype.itemsize * 2 + (3 * scores if eager else 0)
+            length * _width(block) * dtype.itemsize * 9 // 4 + (3 * scores if eager else 0)
             for block in blocks
         ],
         # The logits in the dtype, in fp32, their softmax and two gradients; and one block's

@@ -195,6 +195,8 @@ class _Run:
         return made
 
     def make(self, overwrite: bool) -> list[LinearResult]:
+        if not _work_path(self.out).exists():
+            self._memory_plan(self.linears)  # refused before anything is left behind
         with WorkDirectory(_work_path(self.out)) as work:
             _sweep_partial(self.out)
             for linear in self.linears:
