@@ -18,6 +18,7 @@ from anyprec.dtypes import DTYPE_NAMES
 from anyprec.modules import Linear, Selection
 from anyprec.options import Options
 from anyprec.source import Source, dtype_name, tensor_bytes
+from anyprec.tying import tied_to_embedding
 from anyprec.work import Piece
 
 FORMAT_VERSION = 1
@@ -68,6 +69,9 @@ class Request:
     def config(self) -> dict[str, Any]:
         """config.json: the model's own with `quantization_config`."""
         config = self.source.config_dict()
+        names = [linear.name for linear in self.selection.linears]
+        if tied_to_embedding(self.source.model, names):
+            _untie(config)
         config["quantization_config"] = {
             "quant_method": "anyprec",
             "format_version": FORMAT_VERSION,
@@ -84,6 +88,14 @@ class Request:
             "producer": PRODUCER,
         }
         return config
+
+
+def _untie(config: dict[str, Any]) -> None:
+    """The head is a matrix of its own now, whatever part of the config says otherwise."""
+    config["tie_word_embeddings"] = False
+    for part in config.values():
+        if isinstance(part, dict) and part.get("tie_word_embeddings"):
+            part["tie_word_embeddings"] = False
 
 
 def base_tensors(source: Source, selection: Selection) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from anyprec.calibration_plan import Plan
 from anyprec.hidden_states import HiddenStates
 from anyprec.placement import on_device
 from anyprec.segments import SegmentedModel, blocks_of, outside_modules
+from anyprec.tying import untied
 
 # The loss is scaled before the backward pass so that small gradients survive fp16 and bf16. The
 # factor stays in the sums: the quantizer uses only their ratios.
@@ -97,7 +98,8 @@ def calibrate(
     it left. The sums are those of one pass.
 
     model: any causal LM that returns `.logits`; it is put in eval mode, otherwise it is as before
-    when this is done. names: modules whose `.weight` counts. tokens: integers [sequences, length].
+    when this is done. names: modules whose `.weight` counts; that of an output head which is tied
+    to the embedding counts as the head's alone. tokens: integers [sequences, length].
     on_sums(name, sums) is called as soon as a segment's sums are whole, which are dropped
     afterwards. device, dtype: to compute on and in. scratch: a folder for hidden states, where the
     plan keeps them on disk. on_sequence(index, loss) is called after each sequence's loss, which is
@@ -108,17 +110,18 @@ def calibrate(
     segments.
     """
     model.eval()
-    run = _Calibration(model, names, tokens, on_sums, device, dtype, hessians, plan, scratch)
-    run.on_sequence = on_sequence or run.on_sequence
-    run.on_step = on_step or run.on_step
-    try:
-        run.calibrate(strict=True)
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        # An operator of this model has no deterministic kernel; found in the first sequence.
-        warnings.warn(f"calibration will not be reproducible to the bit: {error}", stacklevel=2)
-        run.calibrate(strict=False)
+    with untied(model, names):
+        run = _Calibration(model, names, tokens, on_sums, device, dtype, hessians, plan, scratch)
+        run.on_sequence = on_sequence or run.on_sequence
+        run.on_step = on_step or run.on_step
+        try:
+            run.calibrate(strict=True)
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            # An operator of this model has no deterministic kernel; found in the first sequence.
+            warnings.warn(f"calibration will not be reproducible to the bit: {error}", stacklevel=2)
+            run.calibrate(strict=False)
 
 
 def steps(plan: Plan, sequences: int) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from anyprec.memory import MemoryLimitError, format_memory, free_memory
 from anyprec.segments import blocks_of, outside_modules
+from anyprec.tying import untied
 
 # Of what is free, what a plan may use when nobody states a limit.
 _SHARE = 0.9
@@ -86,8 +87,9 @@ def make_plan(
 
     Raises MemoryLimitError, with the least amount that would do, where nothing fits.
     """
-    stem, blocks = blocks_of(model)
-    costs = _costs(model, names, stem, blocks, tokens, dtype, hessians)
+    with untied(model, names):
+        stem, blocks = blocks_of(model)
+        costs = _costs(model, names, stem, blocks, tokens, dtype, hessians)
     copied = device.type != "cpu" or dtype != next(model.parameters()).dtype
     ways = list(_ways(costs, len(blocks), device, copied))
     memory = torch.device("cpu")

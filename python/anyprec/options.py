@@ -37,6 +37,7 @@ class Options:
     codebook: str = "lut"
     recipe: Recipe = field(default_factory=lambda: load_recipe(DEFAULT_RECIPE))
     max_memory: int | None = None  # bytes
+    quantize_head: bool = False
 
     def __post_init__(self) -> None:
         b = self.precisions

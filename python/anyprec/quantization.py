@@ -42,6 +42,7 @@ def quantize(
     *,
     tokenizer: Any = None,
     modules: Sequence[str] = (),
+    quantize_head: bool = False,
     dataset: str = BUILTIN,
     num_examples: int = 100,
     seq_len: int = 512,
@@ -78,6 +79,8 @@ def quantize(
         tokenizer: for a live model; others bring their own.
         modules: globs over module names that choose the linears; none: configs/<family>.json, or
             every linear in the decoder's blocks.
+        quantize_head: the output head as well. A head that shares its weight with the embedding
+            becomes a matrix of its own; the embedding stays as it is (docs/recipes.md).
         dataset: "builtin" (a C4 sample that ships with the package), "c4", "wikitext2", "ptb",
             "pileval" (from the hub), a text or .jsonl file, or a folder of them.
         num_examples, seq_len, random_state: that many windows of seq_len tokens: the first ones,
@@ -128,6 +131,7 @@ def quantize(
         group_size=group_size,
         codebook=codebook,
         recipe=load_recipe(recipe),
+        quantize_head=quantize_head,
         max_memory=None if max_memory is None else parse_memory(max_memory),
     )
     check_operator(options)
@@ -141,7 +145,7 @@ def quantize(
     if not dry_run:
         _refuse_foreign(out, overwrite)
     source = _open(model, tokenizer, options, dry_run)
-    selection = select_linears(source.model, options.modules)
+    selection = select_linears(source.model, options.modules, options.quantize_head)
     report.line(f"{source.name}: {selection}")
     summary = _plan(source, selection, options, out)
     if dry_run:
@@ -177,6 +181,8 @@ class _Run:
         self.out = out
         self.report = report
         self.pool = _core.ThreadPool(threads)
+        # A GPU makes sums faster than a disk takes them; on a CPU they take long.
+        self.keeps_sums = request.device.type == "cpu"
         self.infos: dict[str, dict[str, Any]] = {}  # of the linears that are done
 
     def already_made(self) -> bool:
@@ -229,8 +235,7 @@ class _Run:
     def _calibrate(self, work: WorkDirectory) -> None:
         """Sums of the linears that are not done.
 
-        A GPU makes sums faster than a disk takes them: there each linear is fitted as soon as its
-        sums are whole. On a CPU they take long, and are kept in the work directory.
+        Where they are not kept, each linear is fitted as soon as its sums are whole.
         """
         key = self._sums_key()
         missing = [
@@ -252,7 +257,7 @@ class _Run:
         with self.report.stage("calibrate", steps(plan, len(tokens.ids))) as step:
 
             def on_sums(name: str, sums: Sums) -> None:
-                if device.type == "cpu":
+                if self.keeps_sums:
                     work.store("sums", name, key, _tensors_of(sums), {})
                 else:
                     self._fit_linear(work, by_name[name], sums)

@@ -99,6 +99,8 @@ def test_precisions_of_another_form_are_wrong_usage(run, tiny_source, tmp_path, 
         (("--dataset", "nowhere"), "'nowhere' is neither"),
         (("--codebook", "hybrid"), "this version fits lut only"),
         (("--modules", "*.wq"), "'*.wq' matches no linear layer"),
+        (("--recipe", "superb"), "neither one of balanced, best, fast nor a file"),
+        (("--max-memory", "lots"), "memory 'lots': wanted an amount like 20GiB"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(run, tiny_source, tmp_path, arguments, message):

@@ -191,6 +191,47 @@ class TestMemory:
         assert any("in 2 segments" in line for line in lines.lines)
         assert files_of(small) == files_of(whole)
 
+    def test_fitting_each_linear_as_its_sums_come_gives_the_same_bytes(
+        self, tiny_source, options, tmp_path, monkeypatch
+    ):
+        """As on a GPU, where sums are not kept in the work directory."""
+        from anyprec import quantization
+
+        kept, passed_on = tmp_path / "kept", tmp_path / "passed on"
+        quantize(tiny_source, kept, **options)
+        real = quantization._Run.__init__
+
+        def without_keeping(self, *args):
+            real(self, *args)
+            self.keeps_sums = False
+
+        monkeypatch.setattr(quantization._Run, "__init__", without_keeping)
+        seen = []
+
+        def stop(request, *args):
+            folder = tmp_path / "passed on.work"
+            seen.extend(path.name for path in folder.iterdir())
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(quantization, "write_checkpoint", stop)
+            quantize(tiny_source, passed_on, **options)
+        assert sorted(seen) == ["linears", "lock"]
+        # What is done is not done again; one that is damaged means a pass for it alone.
+        damaged = "model.layers.1.mlp.up_proj"
+        (tmp_path / "passed on.work" / "linears" / f"{damaged}.safetensors").write_bytes(b"")
+        names = []
+        calibrated = quantization.calibrate
+
+        def counted(model, wanted, *args, **kwargs):
+            names.extend(wanted)
+            calibrated(model, wanted, *args, **kwargs)
+
+        monkeypatch.setattr(quantization, "calibrate", counted)
+        quantize(tiny_source, passed_on, **options)
+        assert names == [damaged]
+        assert files_of(passed_on) == files_of(kept)
+
     def test_what_cannot_fit_is_refused_and_leaves_nothing(self, tiny_source, options, tmp_path):
         with pytest.raises(MemoryLimitError, match=r"max memory 0\.10MiB: .* at least .* on cpu"):
             quantize(tiny_source, tmp_path / "out", max_memory="100KiB", **options)

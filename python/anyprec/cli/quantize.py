@@ -45,6 +45,14 @@ def quantize_command(
             "model's family, else every linear layer in the decoder's blocks."
         ),
     ] = None,
+    quantize_head: Annotated[
+        bool,
+        typer.Option(
+            "--quantize-head",
+            help="Quantize the output head too. One that is tied to the embedding becomes a matrix "
+            "of its own: more bytes to store, fewer to read for a token.",
+        ),
+    ] = False,
     dataset: Annotated[
         str,
         typer.Option(
@@ -114,6 +122,7 @@ def quantize_command(
         model,
         out,
         modules=tuple(modules or ()),
+        quantize_head=quantize_head,
         dataset=dataset,
         num_examples=num_examples,
         seq_len=seq_len,
