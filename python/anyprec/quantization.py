@@ -149,6 +149,7 @@ def quantize(
     report.line(f"{source.name}: {selection}")
     summary = _plan(source, selection, options, out)
     if dry_run:
+        report.line(f"calibration: {_memory_plan(source, selection.linears, options)}")
         summary.seconds = time.monotonic() - started
         return summary
     if source.tokenizer is None:
@@ -202,7 +203,9 @@ class _Run:
 
     def make(self, overwrite: bool) -> list[LinearResult]:
         if not _work_path(self.out).exists():
-            self._memory_plan(self.linears)  # refused before anything is left behind
+            _memory_plan(
+                self.source, self.linears, self.options
+            )  # refused before anything is left behind
         with WorkDirectory(_work_path(self.out)) as work:
             _sweep_partial(self.out)
             for linear in self.linears:
@@ -247,20 +250,24 @@ class _Run:
             self.report.line("calibration: done already, taken from the work directory")
             return
         tokens, device = self.request.tokens, self.request.device
-        plan = self._memory_plan(missing)
+        plan = _memory_plan(self.source, missing, self.options)
         self.report.line(
             f"calibration: {tokens.ids.shape[0]} x {tokens.ids.shape[1]} tokens of "
             f"{tokens.dataset}, {dtype_name(self.request.calibration_dtype)} on {device}, {plan}"
         )
         by_name = {linear.name: linear for linear in missing}
         losses: list[float] = []
-        with self.report.stage("calibrate", steps(plan, len(tokens.ids))) as step:
+        title, total = "calibrate", steps(plan, len(tokens.ids))
+        if not self.keeps_sums:
+            title, total = "calibrate and fit", total + len(missing)
+        with self.report.stage(title, total) as step:
 
             def on_sums(name: str, sums: Sums) -> None:
                 if self.keeps_sums:
                     work.store("sums", name, key, _tensors_of(sums), {})
                 else:
                     self._fit_linear(work, by_name[name], sums)
+                    step()
 
             calibrate(
                 self.source.model,
@@ -276,18 +283,6 @@ class _Run:
                 on_step=step,
             )
         self.report.line(f"calibration: mean loss {np.mean(losses):.4f}")
-
-    def _memory_plan(self, linears: Sequence[Linear]) -> Plan:
-        sequences, length = self.request.tokens.ids.shape
-        return make_plan(
-            self.source.model,
-            [linear.name for linear in linears],
-            (sequences, length),
-            device=self.request.device,
-            dtype=self.request.calibration_dtype,
-            hessians=self.options.recipe.refit,
-            max_memory=self.options.max_memory,
-        )
 
     # Step 2: codes and codebooks, one linear at a time.
 
@@ -498,6 +493,19 @@ def _plan(source: Source, selection: Selection, options: Options, out: Path) -> 
         sizes=sizes,
         base_bytes=stored_bytes(base_tensors(source, selection)),
         original_bytes=stored_bytes(source.tensors()),
+    )
+
+
+def _memory_plan(source: Source, linears: Sequence[Linear], options: Options) -> Plan:
+    device = torch.device(options.device)
+    return make_plan(
+        source.model,
+        [linear.name for linear in linears],
+        (options.num_examples, options.seq_len),
+        device=device,
+        dtype=calibration_dtype(source, options, device),
+        hessians=options.recipe.refit,
+        max_memory=options.max_memory,
     )
 
 

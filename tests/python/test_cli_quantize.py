@@ -73,6 +73,7 @@ def test_a_dry_run_prints_sizes_and_json_alone_on_stdout(run, tiny_source, tmp_p
     weights = 2 * (rows * 48 + 48 * 72)
     assert sizes[3]["bits_per_weight"] == pytest.approx(8 * (planes + tables) / weights)
     assert "would make" in result.stderr
+    assert "calibration: in one pass, at most " in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
