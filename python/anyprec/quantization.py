@@ -203,9 +203,8 @@ class _Run:
 
     def make(self, overwrite: bool) -> list[LinearResult]:
         if not _work_path(self.out).exists():
-            _memory_plan(
-                self.source, self.linears, self.options
-            )  # refused before anything is left behind
+            # What cannot fit is refused before anything is left behind.
+            _memory_plan(self.source, self.linears, self.options)
         with WorkDirectory(_work_path(self.out)) as work:
             _sweep_partial(self.out)
             for linear in self.linears:
