@@ -85,6 +85,7 @@ class Request:
             "modules": [asdict(linear) for linear in self.selection.linears],
             "modules_from": self.selection.origin,
             "calibration": self.calibration_record(),
+            "recipe": self.options.recipe.name,
             "producer": PRODUCER,
         }
         return config

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,16 @@ LOSS_SCALE = 1000.0
 
 class CalibrationError(ValueError):
     """The gradients cannot be used: not finite, or missing."""
+
+
+class Borders(Protocol):
+    """Keeps the gradients at a border between segments, for a run that is interrupted."""
+
+    def load(self, block: int) -> Tensor | None:
+        """Those that were saved last, where it was for the border before `block`."""
+
+    def save(self, block: int, gradients: Tensor) -> None:
+        """gradients: [sequences, ...], of the loss by what `block` gets."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ def calibrate(
     hessians: bool = False,
     plan: Plan | None = None,
     scratch: Path | None = None,
+    borders: Borders | None = None,
     on_sequence: Callable[[int, float], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> None:
@@ -102,8 +114,10 @@ def calibrate(
     to the embedding counts as the head's alone. tokens: integers [sequences, length].
     on_sums(name, sums) is called as soon as a segment's sums are whole, which are dropped
     afterwards. device, dtype: to compute on and in. scratch: a folder for hidden states, where the
-    plan keeps them on disk. on_sequence(index, loss) is called after each sequence's loss, which is
-    unscaled, on_step() after each sequence in each segment and direction (`steps` says how many).
+    plan keeps them on disk. borders: where a segment's end is noted, and where the pass goes on if
+    nothing is wanted of the segments behind it. on_sequence(index, loss) is called after each
+    sequence's loss, which is unscaled, on_step() after each sequence in each segment and direction
+    (`steps` says how many).
 
     Deterministic on one device and number of threads. Raises CalibrationError when a sum is not
     finite or a weight took no part in the loss, SegmentError when the model cannot be run in
@@ -114,6 +128,7 @@ def calibrate(
         run = _Calibration(model, names, tokens, on_sums, device, dtype, hessians, plan, scratch)
         run.on_sequence = on_sequence or run.on_sequence
         run.on_step = on_step or run.on_step
+        run.borders = borders
         try:
             run.calibrate(strict=True)
         except RuntimeError as error:
@@ -155,6 +170,7 @@ class _Calibration:
         self.runner = SegmentedModel(model, blocks)
         self.on_sequence: Callable[[int, float], None] = lambda index, loss: None
         self.on_step: Callable[[], None] = lambda: None
+        self.borders: Borders | None = None
 
     def calibrate(self, strict: bool) -> None:
         states: dict[int, HiddenStates] = {}
@@ -162,16 +178,36 @@ class _Calibration:
         try:
             with on_device(always, self.device, self.dtype, self.own), _exact_products():
                 before = self._before_blocks()
-                for index in range(len(self.segments) - 1):
+                wanted = [self._names_of(index, before) for index in range(len(self.segments))]
+                end = self._resumed(wanted, states)
+                for index in range(end - 1):
                     states[index + 1] = self._new_states(index + 1)
                     self._forward(index, states, strict)
-                wanted = [self._names_of(index, before) for index in range(len(self.segments))]
-                for index in reversed(range(len(self.segments))):
+                for index in reversed(range(end)):
                     if any(wanted[: index + 1]):
                         self._backward(index, wanted[index], states, strict)
+                        if index and self.borders is not None:
+                            self.borders.save(self.segments[index][0], states[index].all)
         finally:
             for state in states.values():
                 state.close()
+
+    def _resumed(self, wanted: list[list[str]], states: dict[int, HiddenStates]) -> int:
+        """How many segments are to be done; the gradient that the last starts from is put in place,
+        where it was kept."""
+        count = len(self.segments)
+        for index in range(1, count) if self.borders is not None else ():
+            gradients = None
+            if not any(wanted[index:]):
+                gradients = self.borders.load(self.segments[index][0])
+            if gradients is not None and len(gradients) == len(self.tokens):
+                states[index] = self._new_states(index)
+                for t, gradient in enumerate(gradients):
+                    states[index][t] = gradient
+                for _ in range((2 * (count - index)) * len(self.tokens)):
+                    self.on_step()
+                return index
+        return count
 
     def _forward(self, index: int, states: dict[int, HiddenStates], strict: bool) -> None:
         """Leaves what the next segment gets."""

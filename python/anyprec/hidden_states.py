@@ -29,8 +29,13 @@ class HiddenStates:
         self._all[index].copy_(state)
 
     def __getitem__(self, index: int) -> Tensor:
+        return self.all[index]
+
+    @property
+    def all(self) -> Tensor:
+        """[sequences, ...], not a copy."""
         assert self._all is not None, "read before it was written"
-        return self._all[index]
+        return self._all
 
     def close(self) -> None:
         self._all = None

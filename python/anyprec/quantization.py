@@ -278,10 +278,12 @@ class _Run:
                 hessians=self.options.recipe.refit,
                 plan=plan,
                 scratch=work.path / "scratch",
+                borders=_Borders(work, key) if self.keeps_sums else None,
                 on_sequence=lambda index, loss: losses.append(loss),
                 on_step=step,
             )
-        self.report.line(f"calibration: mean loss {np.mean(losses):.4f}")
+        if losses:
+            self.report.line(f"calibration: mean loss {np.mean(losses):.4f}")
 
     # Step 2: codes and codebooks, one linear at a time.
 
@@ -371,6 +373,21 @@ class _Run:
                 f"{linear.name}: its result in {work.path} was changed during the run"
             )
         return piece
+
+
+class _Borders:
+    """Gradients between calibration's segments in the work directory: of the latest border."""
+
+    def __init__(self, work: WorkDirectory, key: str) -> None:
+        self.work, self.key = work, key
+
+    def load(self, block: int) -> torch.Tensor | None:
+        piece = self.work.load("gradients", "border", key_of(sums=self.key, block=block))
+        return None if piece is None else piece.tensors["gradients"]
+
+    def save(self, block: int, gradients: torch.Tensor) -> None:
+        key = key_of(sums=self.key, block=block)
+        self.work.store("gradients", "border", key, {"gradients": gradients}, {})
 
 
 def _tensors_of(sums: Sums) -> dict[str, torch.Tensor]:

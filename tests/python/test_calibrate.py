@@ -264,6 +264,37 @@ class TestSegments:
         # Forward through the first two of three segments, backward through the last alone.
         assert len(done) == 3 * len(TOKENS)
 
+    def test_an_interrupted_pass_goes_on_from_the_last_border(self):
+        model = tiny_model("llama", **FIVE)
+        names = list(linears_of(model))
+        wanted = sums_of(model, names)
+        borders, done = Kept(), {}
+
+        def stop_at(block):
+            def on_sums(name, sums):
+                if name.startswith(f"model.layers.{block}."):
+                    raise KeyboardInterrupt
+                done[name] = sums
+
+            return on_sums
+
+        settings = {"device": CPU, "dtype": torch.float32, "hessians": True, "borders": borders}
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, names, TOKENS, stop_at(1), plan=PLANS["moved"], **settings)
+        assert borders.block == 3
+        rest = [name for name in names if name not in done]
+        told = {"on_step": [], "on_sequence": []}
+        callbacks = {key: lambda *a, key=key: told[key].append(a) for key in told}
+        found = sums_of(model, rest, PLANS["moved"], borders=borders, **callbacks)
+        assert not told["on_sequence"]  # the loss was not computed again
+        assert len(told["on_step"]) == steps(PLANS["moved"], len(TOKENS))
+        for name in names:
+            assert torch.equal({**done, **found}[name].hessian, wanted[name].hessian)
+        # A linear behind the border that is wanted after all means the whole pass.
+        again = sums_of(model, names, PLANS["moved"], borders=borders, **callbacks)
+        assert len(told["on_sequence"]) == len(TOKENS)
+        assert all(torch.equal(again[n].hessian, wanted[n].hessian) for n in names)
+
     def test_every_step_is_told(self):
         model = tiny_model("llama", **FIVE)
         done, losses = [], []
@@ -323,6 +354,18 @@ class TestSegments:
         plan = Plan(((0, 1), (1, 2), (2, 3)), True, "device", 0, 0)
         with pytest.raises(SegmentError, match=message):
             sums_of(model, names, plan)
+
+
+class Kept:
+    """The latest border's gradients, in memory."""
+
+    block = None
+
+    def load(self, block):
+        return self.gradients if block == self.block else None
+
+    def save(self, block, gradients):
+        self.block, self.gradients = block, gradients.clone()
 
 
 class Block(nn.Module):

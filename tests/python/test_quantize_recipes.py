@@ -191,6 +191,30 @@ class TestMemory:
         assert any("in 2 segments" in line for line in lines.lines)
         assert files_of(small) == files_of(whole)
 
+    def test_a_run_stopped_between_segments_goes_on_from_there(
+        self, tiny_source, options, tmp_path, monkeypatch
+    ):
+        from anyprec import quantization
+        from anyprec.calibration_plan import Plan
+
+        whole, out = tmp_path / "whole", tmp_path / "out"
+        quantize(tiny_source, whole, **options)
+        two = Plan(((0, 1), (1, 2)), True, "device", 0, 0)
+        monkeypatch.setattr(quantization, "make_plan", lambda *args, **kwargs: two)
+        real = quantization._Borders.save
+
+        def save_and_stop(self, block, gradients):
+            real(self, block, gradients)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(quantization._Borders, "save", save_and_stop)
+            quantize(tiny_source, out, **options)
+        lines = Lines()
+        quantize(tiny_source, out, progress=lines, **options)
+        assert not any("mean loss" in line for line in lines.lines)  # no pass through the end
+        assert files_of(out) == files_of(whole)
+
     def test_fitting_each_linear_as_its_sums_come_gives_the_same_bytes(
         self, tiny_source, options, tmp_path, monkeypatch
     ):
