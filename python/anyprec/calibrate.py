@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyprec.calibration_plan import Plan
+from anyprec.determinism import deterministic
 from anyprec.hidden_states import HiddenStates
 from anyprec.placement import on_device
 from anyprec.segments import SegmentedModel, blocks_of, outside_modules
@@ -215,7 +215,7 @@ class _Calibration:
         with self._present(index), _only_trainable(self.model, ()), torch.no_grad():
             for t in range(len(self.tokens)):
                 hidden = states[index][t].to(self.device) if index else None
-                with _deterministic(self.device, strict):
+                with deterministic(self.device, strict):
                     states[index + 1][t] = self.runner.run(self._ids(t), first, last, hidden)
                 self.on_step()
 
@@ -235,7 +235,7 @@ class _Calibration:
                 hidden = None
                 if index:
                     hidden = states[index][t].to(self.device, copy=True).requires_grad_()
-                with _deterministic(self.device, strict):
+                with deterministic(self.device, strict):
                     output = self.runner.run(self._ids(t), first, last, hidden)
                     if index == len(self.segments) - 1:
                         self._backward_from_loss(t, output)
@@ -414,27 +414,6 @@ def _only_trainable(model: nn.Module, weights: Iterable[nn.Parameter]) -> Iterat
         for parameter, flag in flags:
             parameter.grad = None
             parameter.requires_grad_(flag)
-
-
-@contextlib.contextmanager
-def _deterministic(device: torch.device, strict: bool) -> Iterator[None]:
-    """The same bytes from every run on one device: CUDA's fastest kernels add in any order."""
-    if device.type != "cuda":
-        yield
-        return
-    # cuBLAS reads this when its handle is made; without it torch refuses to be deterministic.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    # Fills of empty tensors are for finding bugs, and cost a pass over every activation.
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True, warn_only=not strict)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anyprec.modules import ModuleSelectionError, decoder_blocks
+from anyprec.patching import replaced_forward
 
 
 class SegmentError(ValueError):
@@ -119,17 +120,10 @@ class _Chain:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        before = [block.__dict__.get("forward") for block in self.blocks]
-        try:
+        with contextlib.ExitStack() as stack:
             for index, block in enumerate(self.blocks):
-                block.forward = self._replaced(index, block.forward)
+                stack.enter_context(replaced_forward(block, self._replaced(index, block.forward)))
             yield
-        finally:
-            for block, forward in zip(self.blocks, before, strict=True):
-                if forward is None:
-                    del block.forward
-                else:
-                    block.forward = forward
 
     def check_ended(self) -> None:
         if self._next != len(self.blocks):
