@@ -18,6 +18,7 @@ from anyprec.dtypes import DTYPE_NAMES
 from anyprec.modules import Linear, Selection
 from anyprec.options import Options
 from anyprec.source import Source, dtype_name, tensor_bytes
+from anyprec.tying import tied_to_embedding
 from anyprec.work import Piece
 
 FORMAT_VERSION = 1
@@ -35,6 +36,7 @@ class Request:
     source_sha256: str
     device: torch.device
     calibration_dtype: torch.dtype
+    distillation_tokens: Tokens | None = None  # None for a recipe without distillation
 
     def calibration_record(self) -> dict[str, Any]:
         return {
@@ -45,6 +47,7 @@ class Request:
 
     def record(self) -> dict[str, Any]:
         """For the manifest: equal requests, and only they, have equal records."""
+        tokens = self.distillation_tokens
         return {
             "producer": PRODUCER,
             "source": {"name": self.source.name, "sha256": self.source_sha256},
@@ -59,11 +62,16 @@ class Request:
             "seed_precision": self.options.seed_precision,
             "group_size": self.options.group_size,
             "codebook": self.options.codebook,
+            "recipe": self.options.recipe.record(),
+            "distillation_text": tokens.record() if tokens else None,
         }
 
     def config(self) -> dict[str, Any]:
         """config.json: the model's own with `quantization_config`."""
         config = self.source.config_dict()
+        names = [linear.name for linear in self.selection.linears]
+        if tied_to_embedding(self.source.model, names):
+            _untie(config)
         config["quantization_config"] = {
             "quant_method": "anyprec",
             "format_version": FORMAT_VERSION,
@@ -77,9 +85,18 @@ class Request:
             "modules": [asdict(linear) for linear in self.selection.linears],
             "modules_from": self.selection.origin,
             "calibration": self.calibration_record(),
+            "recipe": self.options.recipe.name,
             "producer": PRODUCER,
         }
         return config
+
+
+def _untie(config: dict[str, Any]) -> None:
+    """The head is a matrix of its own now, whatever part of the config says otherwise."""
+    config["tie_word_embeddings"] = False
+    for part in config.values():
+        if isinstance(part, dict) and part.get("tie_word_embeddings"):
+            part["tie_word_embeddings"] = False
 
 
 def base_tensors(source: Source, selection: Selection) -> dict[str, torch.Tensor]:
@@ -93,7 +110,8 @@ def write_checkpoint(
 ) -> None:
     """Writes everything under a temporary name and renames it to `out`.
 
-    pieces: for every linear "planes" uint8 [parent, N, ceil(K/8)] and "lut.<b>" fp16 [N, G, 2^b].
+    pieces: for every linear "planes" uint8 [parent, N, ceil(K/8)], "lut.<b>" and, where the
+    codebook has some, "alpha.<b>", as docs/format.md has them.
     """
     config_json = json.dumps(request.config(), indent=2, ensure_ascii=False) + "\n"
     options_json = json.dumps(request.record(), sort_keys=True)
@@ -117,8 +135,11 @@ def _add_linear(writer: Any, linear: Linear, piece: Piece, precisions: Iterable[
     for index, plane in enumerate(piece.tensors["planes"].numpy()):
         writer.add(f"{linear.name}.plane.{index}", "U8", list(plane.shape), plane)
     for precision in precisions:
-        lut = piece.tensors[f"lut.{precision}"].numpy()
-        writer.add(f"{linear.name}.lut.{precision}", "F16", list(lut.shape), lut)
+        for kind in ("lut", "alpha"):
+            tensor = piece.tensors.get(f"{kind}.{precision}")
+            if tensor is not None:
+                name = f"{linear.name}.{kind}.{precision}"
+                writer.add(name, "F16", list(tensor.shape), tensor.numpy())
 
 
 def _companions(source: Source) -> dict[str, bytes]:

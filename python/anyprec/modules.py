@@ -66,7 +66,7 @@ def family_patterns(model_type: str) -> tuple[str, ...] | None:
     return None
 
 
-def select_linears(model: nn.Module, patterns: Sequence[str] = ()) -> Selection:
+def select_linears(model: nn.Module, patterns: Sequence[str] = (), head: bool = False) -> Selection:
     """Chooses the linear layers to quantize.
 
     With patterns (globs over module names, ``*`` also matching dots): every nn.Linear that one of
@@ -74,9 +74,17 @@ def select_linears(model: nn.Module, patterns: Sequence[str] = ()) -> Selection:
     file every nn.Linear inside the decoder's blocks except routers. A layer that is reachable under
     two names is chosen under both.
 
+    head: the output head too. One whose weight is tied to the embedding is chosen in this way only:
+    it becomes a matrix of its own, and the embedding stays as it is.
+
     Raises ModuleSelectionError when a pattern matches no linear layer, when nothing is left, and
     for layers that hold transposed weights (GPT-2's Conv1D).
     """
+    selection = _select(model, patterns)
+    return _with_head(model, selection) if head else selection
+
+
+def _select(model: nn.Module, patterns: Sequence[str]) -> Selection:
     if patterns:
         return _by_pattern(model, tuple(patterns), origin="patterns", all_must_match=True)
     model_type = getattr(getattr(model, "config", None), "model_type", "")
@@ -84,6 +92,21 @@ def select_linears(model: nn.Module, patterns: Sequence[str] = ()) -> Selection:
     if family is not None:
         return _by_pattern(model, family, f"configs/{model_type}.json", all_must_match=False)
     return _automatic(model)
+
+
+def _with_head(model: nn.Module, selection: Selection) -> Selection:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    linears = _named_linears(model)
+    names = {name for name, linear in linears.items() if linear is head}
+    if not names:
+        raise ModuleSelectionError(
+            f"{type(model).__name__}: its output head is "
+            f"{'not known' if head is None else 'a ' + type(head).__name__}, wanted a linear layer"
+        )
+    chosen = names | {linear.name for linear in selection.linears}
+    origin = f"{selection.origin} and the output head"
+    return _selection(linears, chosen, origin, selection.patterns)
 
 
 def _named_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -118,13 +141,14 @@ def _by_pattern(
     for name in chosen:
         if id(linears[name].weight) in embeddings:
             raise ModuleSelectionError(
-                f"{name}: its weight is tied to the embedding, which is not quantized"
+                f"{name}: its weight is tied to the embedding, which is not quantized; "
+                "--quantize-head makes the head a matrix of its own"
             )
     return _selection(linears, chosen, origin, patterns)
 
 
 def _automatic(model: nn.Module) -> Selection:
-    stem, blocks = _decoder_blocks(model)
+    stem, blocks = decoder_blocks(model)
     linears = _named_linears(model)
     embeddings = _embedding_weights(model)
     chosen = {
@@ -144,7 +168,7 @@ def _automatic(model: nn.Module) -> Selection:
     return _selection(linears, chosen, "automatic", ())
 
 
-def _decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks: the outermost ModuleList with the most parameters."""
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():

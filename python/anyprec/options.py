@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from anyprec.datasets import BUILTIN
+from anyprec.recipes import DEFAULT_RECIPE, Recipe, load_recipe
 from anyprec.source import Source, parse_dtype
 
 # "lut": a full table per output channel and precision. The only form that this version fits.
@@ -34,6 +35,9 @@ class Options:
     seed_precision: int = 3
     group_size: int = 0
     codebook: str = "lut"
+    recipe: Recipe = field(default_factory=lambda: load_recipe(DEFAULT_RECIPE))
+    max_memory: int | None = None  # bytes
+    quantize_head: bool = False
 
     def __post_init__(self) -> None:
         b = self.precisions
@@ -51,6 +55,7 @@ class Options:
             raise QuantizeError(
                 f"codebook {self.codebook!r}: this version fits {', '.join(CODEBOOKS)} only"
             )
+        self.recipe.check(b)
         parse_dtype(self.dtype)
         parse_dtype(self.calibration_dtype)
 

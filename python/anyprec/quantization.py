@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -19,14 +18,20 @@ from torch import nn
 
 from anyprec import _core
 from anyprec.assemble import PRODUCER, Request, base_tensors, write_checkpoint
-from anyprec.calibrate import LOSS_SCALE, placed, sensitivities
-from anyprec.datasets import BUILTIN, calibration_tokens
+from anyprec.calibrate import LOSS_SCALE, Sums, calibrate, steps
+from anyprec.calibration_plan import Plan, make_plan
+from anyprec.datasets import BUILTIN, Tokens, calibration_tokens
 from anyprec.files import MANIFEST
+from anyprec.hessian_fit import check_operator, fit_to_hessian
+from anyprec.memory import parse_memory
 from anyprec.modules import Linear, Selection, select_linears
 from anyprec.options import Options, QuantizeError, calibration_dtype, resolve_device
 from anyprec.progress import Reporter, Silent
+from anyprec.recipes import DEFAULT_RECIPE, Recipe, load_recipe
+from anyprec.refinement import refine
+from anyprec.rewrite import rewrite_checkpoint
 from anyprec.sizes import precision_sizes
-from anyprec.source import Source, describe_source, dtype_name, load_source, source_of, tensor_bytes
+from anyprec.source import Source, describe_source, dtype_name, load_source, source_of
 from anyprec.summary import LinearResult, Summary
 from anyprec.work import Piece, WorkDirectory, key_of
 
@@ -37,6 +42,7 @@ def quantize(
     *,
     tokenizer: Any = None,
     modules: Sequence[str] = (),
+    quantize_head: bool = False,
     dataset: str = BUILTIN,
     num_examples: int = 100,
     seq_len: int = 512,
@@ -48,6 +54,8 @@ def quantize(
     seed_precision: int = 3,
     group_size: int = 0,
     codebook: str = "lut",
+    recipe: str | os.PathLike[str] | Recipe = DEFAULT_RECIPE,
+    max_memory: int | str | None = None,
     threads: int = 0,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -58,22 +66,27 @@ def quantize(
     Computes each weight's sensitivity on calibration text (`anyprec.calibrate`), fits an optimal
     sensitivity-weighted k-means per output channel at the seed precision, splits its clusters
     optimally up to the widest precision and merges them down to the narrowest (Any-Precision LLM,
-    arXiv 2402.10517, with exact clustering), and writes bit planes and fp16 tables.
+    arXiv 2402.10517, with exact clustering), and writes bit planes and fp16 tables. A recipe may
+    add steps: codes and codebooks fitted to guided Hessians, and distillation of codebooks.
 
     Args:
         model: a live Hugging Face causal LM on the CPU (not changed), a folder or hub name, or a
             .gguf file.
         out: the checkpoint's folder; it appears, whole, at the end. Until then finished steps are
-            kept in `<out>.work` (up to 6 bytes a weight): an interrupted run goes on from there,
-            after checking every piece by its hash, and ends with the same bytes.
+            kept in `<out>.work` (up to 2 bytes a weight, calibrating on a CPU 6, with Hessians
+            4 K / N more): an interrupted run goes on from there, after checking every piece by its
+            hash, and ends with the same bytes.
         tokenizer: for a live model; others bring their own.
         modules: globs over module names that choose the linears; none: configs/<family>.json, or
             every linear in the decoder's blocks.
+        quantize_head: the output head as well. A head that shares its weight with the embedding
+            becomes a matrix of its own; the embedding stays as it is (docs/recipes.md).
         dataset: "builtin" (a C4 sample that ships with the package), "c4", "wikitext2", "ptb",
             "pileval" (from the hub), a text or .jsonl file, or a folder of them.
         num_examples, seq_len, random_state: that many windows of seq_len tokens: the first ones,
             or those that random_state picks.
-        device: where calibration runs: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1".
+        device: where calibration, fits to Hessians and distillation run: "auto" (a GPU when there
+            is one), "cpu", "cuda", "cuda:1".
         dtype: what the unquantized tensors are stored in; "auto": the model's own, float16 for a
             GGUF file.
         calibration_dtype: what calibration computes in; "auto": bfloat16 on a GPU for a bfloat16
@@ -82,6 +95,11 @@ def quantize(
         seed_precision: the one that clustering fits directly.
         group_size: columns that share a table, a multiple of 32; 0: the whole row.
         codebook: "lut".
+        recipe: "fast", "balanced", "best" (configs/recipes), a JSON file, or a `recipes.Recipe`.
+        max_memory: the most that calibration takes of the device's memory and of RAM, the model
+            included: bytes, or text like "20GiB"; None: nine tenths of what is free. Where the
+            model or its sums are larger, blocks go through the device in turn
+            (`calibration_plan`). The result does not depend on it.
         threads: for the quantizer and for torch; 0: all cores. The quantizer's result does not
             depend on it.
         overwrite: replace a checkpoint that was made by another request.
@@ -93,8 +111,9 @@ def quantize(
         exactly this request already, nothing is done and its status is "already made".
 
     Raises:
-        QuantizeError, SourceError, DatasetError, ModuleSelectionError, CalibrationError (all
-        ValueError): the message names what was found and what was wanted.
+        QuantizeError, SourceError, DatasetError, ModuleSelectionError, RecipeError,
+        MemoryLimitError, CalibrationError, SegmentError, DistillError (all ValueError): the message
+        names what was found and what was wanted.
         WorkError: another run works on the same `out`.
     """
     started = time.monotonic()
@@ -111,7 +130,11 @@ def quantize(
         seed_precision=seed_precision,
         group_size=group_size,
         codebook=codebook,
+        recipe=load_recipe(recipe),
+        quantize_head=quantize_head,
+        max_memory=None if max_memory is None else parse_memory(max_memory),
     )
+    check_operator(options)
     if progress is True:
         from anyprec.progress import Terminal
 
@@ -122,10 +145,11 @@ def quantize(
     if not dry_run:
         _refuse_foreign(out, overwrite)
     source = _open(model, tokenizer, options, dry_run)
-    selection = select_linears(source.model, options.modules)
+    selection = select_linears(source.model, options.modules, options.quantize_head)
     report.line(f"{source.name}: {selection}")
     summary = _plan(source, selection, options, out)
     if dry_run:
+        report.line(f"calibration: {_memory_plan(source, selection.linears, options)}")
         summary.seconds = time.monotonic() - started
         return summary
     if source.tokenizer is None:
@@ -158,14 +182,19 @@ class _Run:
         self.out = out
         self.report = report
         self.pool = _core.ThreadPool(threads)
-        self.linear_keys: dict[str, str] = {}
+        # A GPU makes sums faster than a disk takes them; on a CPU they take long.
+        self.keeps_sums = request.device.type == "cpu"
+        self.infos: dict[str, dict[str, Any]] = {}  # of the linears that are done
 
     def already_made(self) -> bool:
         try:
             manifest = json.loads((self.out / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        made = isinstance(manifest, dict) and manifest.get("options") == self.request.record()
+        options = manifest.get("options") if isinstance(manifest, dict) else None
+        if isinstance(options, dict) and self.options.recipe.distillation is not None:
+            options.pop("refined", None)  # what its last step found
+        made = options == self.request.record()
         if made and _work_path(self.out).exists():
             # A run that was cut off between its last two steps.
             with WorkDirectory(_work_path(self.out)) as work:
@@ -173,113 +202,172 @@ class _Run:
         return made
 
     def make(self, overwrite: bool) -> list[LinearResult]:
+        if not _work_path(self.out).exists():
+            # What cannot fit is refused before anything is left behind.
+            _memory_plan(self.source, self.linears, self.options)
         with WorkDirectory(_work_path(self.out)) as work:
             _sweep_partial(self.out)
+            for linear in self.linears:
+                piece = work.load("linears", linear.name, self._linear_key(linear))
+                if piece is not None:
+                    self._done(linear, piece)
             self._calibrate(work)
-            results = self._quantize(work)
-            self.report.line(f"writing {self.out}")
-            pieces = ((linear, self._stored(work, linear)) for linear in self.linears)
-            write_checkpoint(self.request, self.out, pieces, overwrite)
+            self._fit_rest(work)
+            if self.options.recipe.distillation is None:
+                self._write(work, self.out, overwrite)
+            else:
+                self._distil(work, overwrite)
             work.remove()
-        return results
+        return [self._result(linear) for linear in self.linears]
 
-    # Step 1: sensitivities.
+    # Step 1: sums over the calibration text.
 
-    def _sensitivity_key(self) -> str:
+    def _sums_key(self) -> str:
         return key_of(
-            step="sensitivities",
+            step="sums",
             source=self.request.source_sha256,
             linears=[linear.name for linear in self.linears],
             calibration=self.request.calibration_record(),
+            hessians=self.options.recipe.refit,
             loss_scale=LOSS_SCALE,
             torch=torch.__version__,
             producer=PRODUCER,
         )
 
     def _calibrate(self, work: WorkDirectory) -> None:
-        """Leaves every linear's sensitivities in the work directory.
+        """Sums of the linears that are not done.
 
-        They come out of one pass together, so that one that is missing or damaged means the whole
-        pass; afterwards every linear goes its own way.
+        Where they are not kept, each linear is fitted as soon as its sums are whole.
         """
-        key = self._sensitivity_key()
-        names = [linear.name for linear in self.linears]
-        if all(work.load("sensitivities", name, key) for name in names):
+        key = self._sums_key()
+        missing = [
+            linear
+            for linear in self.linears
+            if linear.name not in self.infos and work.load("sums", linear.name, key) is None
+        ]
+        if not missing:
             self.report.line("calibration: done already, taken from the work directory")
             return
-        tokens = self.request.tokens
-        device, dtype = self.request.device, self.request.calibration_dtype
+        tokens, device = self.request.tokens, self.request.device
+        plan = _memory_plan(self.source, missing, self.options)
         self.report.line(
             f"calibration: {tokens.ids.shape[0]} x {tokens.ids.shape[1]} tokens of "
-            f"{tokens.dataset}, {dtype_name(dtype)} on {device}"
+            f"{tokens.dataset}, {dtype_name(self.request.calibration_dtype)} on {device}, {plan}"
         )
+        by_name = {linear.name: linear for linear in missing}
         losses: list[float] = []
-        with (
-            self.report.stage("calibrate", len(tokens.ids)) as step,
-            placed(self.source.model, device, dtype) as model,
-        ):
+        title, total = "calibrate", steps(plan, len(tokens.ids))
+        if not self.keeps_sums:
+            title, total = "calibrate and fit", total + len(missing)
+        with self.report.stage(title, total) as step:
 
-            def on_sequence(index: int, loss: float) -> None:
-                losses.append(loss)
-                step()
+            def on_sums(name: str, sums: Sums) -> None:
+                if self.keeps_sums:
+                    work.store("sums", name, key, _tensors_of(sums), {})
+                else:
+                    self._fit_linear(work, by_name[name], sums)
+                    step()
 
-            sums = sensitivities(model, names, tokens.ids, on_sequence=on_sequence)
-        self.report.line(f"calibration: mean loss {np.mean(losses):.4f}")
-        for name in names:
-            tensors = {"sensitivities": sums[name].cpu()}
-            work.store("sensitivities", name, key, tensors, {})
-
-    # Step 2: codes and tables, one linear at a time.
-
-    def _quantize(self, work: WorkDirectory) -> list[LinearResult]:
-        results = []
-        with self.report.stage("quantize", len(self.linears)) as step:
-            for linear in self.linears:
-                info = self._quantized(work, linear).info
-                errors = {int(b): error for b, error in info["errors"].items()}
-                results.append(LinearResult(linear, errors, info["energy"]))
-                self.report.line(_error_line(results[-1]))
-                step()
-        return results
-
-    def _quantized(self, work: WorkDirectory, linear: Linear) -> Piece:
-        """The linear's planes and tables, out of the work directory or made now."""
-        weight = self.source.model.get_submodule(linear.name).weight.detach()
-        sensitivity = work.load("sensitivities", linear.name, self._sensitivity_key())
-        if sensitivity is None:
-            raise QuantizeError(
-                f"{linear.name}: its sensitivities in {work.path} were changed during the run"
+            calibrate(
+                self.source.model,
+                list(by_name),
+                tokens.ids,
+                on_sums,
+                device=device,
+                dtype=self.request.calibration_dtype,
+                hessians=self.options.recipe.refit,
+                plan=plan,
+                scratch=work.path / "scratch",
+                borders=_Borders(work, key) if self.keeps_sums else None,
+                on_sequence=lambda index, loss: losses.append(loss),
+                on_step=step,
             )
-        key = self._linear_key(linear, weight, sensitivity.sha256)
-        self.linear_keys[linear.name] = key
-        piece = work.load("linears", linear.name, key)
-        if piece is not None:
-            return piece
-        s = sensitivity.tensors["sensitivities"].numpy()
-        w = weight.float().contiguous().numpy()
-        tensors, errors = _fit(linear.name, w, s, self.options, self.pool)
-        energy = float(np.einsum("nk,nk,nk->", s, w, w, dtype=np.float64))
-        return work.store(
-            "linears", linear.name, key, tensors, {"errors": errors, "energy": energy}
-        )
+        if losses:
+            self.report.line(f"calibration: mean loss {np.mean(losses):.4f}")
 
-    def _linear_key(self, linear: Linear, weight: torch.Tensor, sensitivity_sha256: str) -> str:
+    # Step 2: codes and codebooks, one linear at a time.
+
+    def _fit_rest(self, work: WorkDirectory) -> None:
+        rest = [linear for linear in self.linears if linear.name not in self.infos]
+        if not rest:
+            return
+        with self.report.stage("quantize", len(rest)) as step:
+            for linear in rest:
+                piece = work.load("sums", linear.name, self._sums_key())
+                if piece is None:
+                    raise QuantizeError(
+                        f"{linear.name}: its sums in {work.path} were changed during the run"
+                    )
+                self._fit_linear(work, linear, Sums(**piece.tensors))
+                step()
+
+    def _fit_linear(self, work: WorkDirectory, linear: Linear, sums: Sums) -> None:
+        weight = self.source.model.get_submodule(linear.name).weight.detach()
+        tensors, errors, energy = _fit(
+            linear.name, weight.cpu().float(), sums, self.options, self.pool, self.request.device
+        )
+        info = {"errors": {str(b): error for b, error in errors.items()}, "energy": energy}
+        piece = work.store("linears", linear.name, self._linear_key(linear), tensors, info)
+        self._done(linear, piece)
+
+    def _done(self, linear: Linear, piece: Piece) -> None:
+        self.infos[linear.name] = piece.info
+        self.report.line(_error_line(self._result(linear)))
+
+    def _result(self, linear: Linear) -> LinearResult:
+        info = self.infos[linear.name]
+        errors = {int(b): error for b, error in info["errors"].items()}
+        return LinearResult(linear, errors, info["energy"])
+
+    def _linear_key(self, linear: Linear) -> str:
         return key_of(
             step="linear",
             name=linear.name,
-            shape=list(weight.shape),
-            weight=hashlib.sha256(tensor_bytes(weight)).hexdigest(),
-            weight_dtype=str(weight.dtype),
-            sensitivities=sensitivity_sha256,
+            shape=[linear.out_features, linear.in_features],
+            sums=self._sums_key(),
             precisions=list(self.options.precisions),
             seed_precision=self.options.seed_precision,
             group_size=self.options.group_size,
             codebook=self.options.codebook,
+            recipe=self.options.recipe.fit_record(),
             producer=PRODUCER,
         )
 
+    # Step 3: the checkpoint, and what is done to it as a whole.
+
+    def _write(self, work: WorkDirectory, out: Path, overwrite: bool) -> None:
+        self.report.line(f"writing {self.out}")
+        pieces = ((linear, self._stored(work, linear)) for linear in self.linears)
+        write_checkpoint(self.request, out, pieces, overwrite)
+
+    def _distil(self, work: WorkDirectory, overwrite: bool) -> None:
+        """Writes the checkpoint aside, and under its name only when it is distilled."""
+        staged = work.path / "checkpoint"
+        _sweep_partial(staged)
+        self._write(work, staged, overwrite=True)
+        wanted = self.options.recipe.distillation
+        precisions = self.options.recipe.distilled(self.options.precisions)
+        done = refine(
+            staged,
+            self.source,
+            precisions=precisions,
+            out=self.out,
+            dataset=self.options.dataset if wanted.dataset is None else wanted.dataset,
+            num_examples=wanted.num_examples,
+            seq_len=wanted.seq_len,
+            held_out=wanted.held_out,
+            steps=wanted.steps,
+            batch_size=wanted.batch_size,
+            learning_rate=wanted.learning_rates,
+            device=str(self.request.device),
+            overwrite=overwrite,
+            progress=self.report,
+        )
+        if not done.written:  # no precision got better
+            rewrite_checkpoint(staged, self.out, {}, {}, overwrite=overwrite)
+
     def _stored(self, work: WorkDirectory, linear: Linear) -> Piece:
-        piece = work.load("linears", linear.name, self.linear_keys[linear.name])
+        piece = work.load("linears", linear.name, self._linear_key(linear))
         if piece is None:
             raise QuantizeError(
                 f"{linear.name}: its result in {work.path} was changed during the run"
@@ -287,11 +375,44 @@ class _Run:
         return piece
 
 
+class _Borders:
+    """Gradients between calibration's segments in the work directory: of the latest border."""
+
+    def __init__(self, work: WorkDirectory, key: str) -> None:
+        self.work, self.key = work, key
+
+    def load(self, block: int) -> torch.Tensor | None:
+        piece = self.work.load("gradients", "border", key_of(sums=self.key, block=block))
+        return None if piece is None else piece.tensors["gradients"]
+
+    def save(self, block: int, gradients: torch.Tensor) -> None:
+        key = key_of(sums=self.key, block=block)
+        self.work.store("gradients", "border", key, {"gradients": gradients}, {})
+
+
+def _tensors_of(sums: Sums) -> dict[str, torch.Tensor]:
+    tensors = {"sensitivities": sums.sensitivities.cpu()}
+    if sums.hessian is not None:
+        tensors["hessian"] = sums.hessian.cpu()
+    return tensors
+
+
 def _fit(
-    name: str, weights: np.ndarray, s: np.ndarray, options: Options, pool: Any
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Planes uint8 [parent, N, ceil(K/8)], tables fp16 [N, G, 2^b], and the weighted errors."""
+    name: str,
+    weight: torch.Tensor,
+    sums: Sums,
+    options: Options,
+    pool: Any,
+    device: torch.device,
+) -> tuple[dict[str, torch.Tensor], dict[int, float], float]:
+    """One linear's tensors: planes uint8 [parent, N, ceil(K/8)] and codebooks fp16.
+
+    weight: fp32 [N, K]. Returns also the errors by precision, and the energy that they are relative
+    to: sum of s (w - value)^2 and of s w^2, or against the Hessian where the recipe fits to it.
+    """
     parent = options.precisions[-1]
+    s = sums.sensitivities.cpu().numpy()
+    weights = weight.contiguous().numpy()
     matrix = _core.quantize_matrix(
         name,
         weights,
@@ -302,11 +423,21 @@ def _fit(
         group_size=options.group_size,
         pool=pool,
     )
-    tensors = {"planes": torch.from_numpy(_core.codes_to_planes(matrix.codes, parent))}
-    for precision in options.precisions:
-        table = f"{name}.lut.{precision}"
-        tensors[f"lut.{precision}"] = torch.from_numpy(_as_fp16(table, matrix.luts[precision]))
-    return tensors, {str(b): matrix.errors[b] for b in options.precisions}
+    if sums.hessian is None:
+        codes, luts, alphas = matrix.codes, matrix.luts, {}
+        errors = {b: matrix.errors[b] for b in options.precisions}
+        energy = float(np.einsum("nk,nk,nk->", s, weights, weights, dtype=np.float64))
+    else:
+        fit = fit_to_hessian(weight, torch.from_numpy(matrix.codes), sums.hessian, options, device)
+        codes, errors, energy = fit.codes.numpy(), fit.energies, fit.energy
+        luts = {b: lut.numpy() for b, lut in fit.luts.items()}
+        alphas = {b: alpha.numpy() for b, alpha in fit.alphas.items()}
+    tensors = {"planes": torch.from_numpy(_core.codes_to_planes(codes, parent))}
+    for kind, codebooks in (("lut", luts), ("alpha", alphas)):
+        for b, values in codebooks.items():
+            half = _as_fp16(f"{name}.{kind}.{b}", values)
+            tensors[f"{kind}.{b}"] = torch.from_numpy(half)
+    return tensors, errors, energy
 
 
 def _as_fp16(name: str, lut: np.ndarray) -> np.ndarray:
@@ -324,6 +455,7 @@ def _as_fp16(name: str, lut: np.ndarray) -> np.ndarray:
 def _request(source: Source, selection: Selection, options: Options) -> Request:
     device = torch.device(options.device)
     return Request(
+        distillation_tokens=_distillation_tokens(source, options),
         source=source,
         selection=selection,
         options=options,
@@ -338,6 +470,25 @@ def _request(source: Source, selection: Selection, options: Options) -> Request:
         device=device,
         calibration_dtype=calibration_dtype(source, options, device),
     )
+
+
+def _distillation_tokens(source: Source, options: Options) -> Tokens | None:
+    """Read before any work, so that a text that will not do is found out now."""
+    wanted = options.recipe.distillation
+    if wanted is None:
+        return None
+    tokens = calibration_tokens(
+        source.tokenizer,
+        options.dataset if wanted.dataset is None else wanted.dataset,
+        num_examples=wanted.num_examples,
+        seq_len=wanted.seq_len,
+    )
+    if len(tokens.ids) <= wanted.held_out:
+        raise QuantizeError(
+            f"recipe {options.recipe.name}: {tokens.dataset} has {len(tokens.ids)} windows of "
+            f"{wanted.seq_len} tokens, wanted more than the {wanted.held_out} that are held out"
+        )
+    return tokens
 
 
 def _plan(source: Source, selection: Selection, options: Options, out: Path) -> Summary:
@@ -358,6 +509,19 @@ def _plan(source: Source, selection: Selection, options: Options, out: Path) -> 
         sizes=sizes,
         base_bytes=stored_bytes(base_tensors(source, selection)),
         original_bytes=stored_bytes(source.tensors()),
+    )
+
+
+def _memory_plan(source: Source, linears: Sequence[Linear], options: Options) -> Plan:
+    device = torch.device(options.device)
+    return make_plan(
+        source.model,
+        [linear.name for linear in linears],
+        (options.num_examples, options.seq_len),
+        device=device,
+        dtype=calibration_dtype(source, options, device),
+        hessians=options.recipe.refit,
+        max_memory=options.max_memory,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,18 @@ import torch
 
 from anyprec.calibrate import placed
 from anyprec.datasets import BUILTIN, Tokens, calibration_tokens
-from anyprec.distill import Codebooks, DistillError, DistillOptions, Outcome, distill
+from anyprec.distill import (
+    LEARNING_RATES,
+    Codebooks,
+    DistillError,
+    DistillOptions,
+    Outcome,
+    distill,
+)
 from anyprec.model import AnyPrecisionForCausalLM
 from anyprec.progress import Reporter, Silent, Terminal
 from anyprec.rewrite import rewrite_checkpoint
-from anyprec.source import dtype_name, load_source
+from anyprec.source import Source, dtype_name, load_source
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Refinement:
 
 def refine(
     checkpoint: str | Path,
-    original: str | Path,
+    original: str | Path | Source,
     *,
     precisions: Sequence[int] = (2, 3, 4),
     out: str | Path | None = None,
@@ -48,28 +55,31 @@ def refine(
     held_out: int = 20,
     steps: int = 300,
     batch_size: int = 8,
-    learning_rate: float | None = None,
+    learning_rate: float | Mapping[int, float] | None = None,
     device: str = "cpu",
     dtype: str = "auto",
-    progress: bool = False,
+    overwrite: bool = False,
+    progress: Reporter | bool = False,
 ) -> Refinement:
     """Distils the codebooks of `precisions` from the original model; codes and all else stay.
 
     dataset, num_examples, seq_len, random_state: the text, as for quantizing; None for num_examples
     takes all that it has (of a hub dataset 500 windows). held_out: the last so many of them are not
     trained on and decide: a precision whose KL divergence to the original does not fall there keeps
-    the codebooks that it had. dtype: to compute in; "auto" is float32 on a CPU and bfloat16 on a
-    GPU. out: a new directory; by default the checkpoint itself is replaced, file by file, at the
-    end. Nothing is written where no precision got better.
+    the codebooks that it had. learning_rate: one, or one for each precision; None for each
+    precision's own. dtype: to compute in; "auto" is float32 on a CPU and bfloat16 on a GPU. out: a
+    new directory, or with overwrite one to replace; by default the checkpoint itself is replaced,
+    file by file, at the end. Nothing is written where no precision got better.
 
     Raises DistillError, DatasetError, SourceError, PrecisionError or FormatError.
     """
     directory = Path(checkpoint)
     target = directory if out is None else Path(out)
-    if target != directory and target.exists():
+    if target != directory and target.exists() and not overwrite:
         raise DistillError(f"{target} exists already; name a new directory")
-    options = DistillOptions(steps, batch_size, learning_rate)
-    reporter: Reporter = Terminal() if progress else Silent()
+    rates = _rates(learning_rate, precisions)
+    options = DistillOptions(steps, batch_size, rates[min(rates)])
+    reporter: Reporter = Terminal() if progress is True else progress or Silent()
     if dtype == "auto":
         dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
     student = AnyPrecisionForCausalLM.from_quantized(
@@ -85,7 +95,7 @@ def refine(
 
     outcomes: list[Outcome] = []
     replaced: dict[str, np.ndarray] = {}
-    source = load_source(original)
+    source = original if isinstance(original, Source) else load_source(original)
     with placed(source.model, student.device, student.dtype) as teacher:
         teacher.requires_grad_(False)
         for precision in sorted(set(precisions)):
@@ -96,7 +106,7 @@ def refine(
                     training,
                     judging,
                     precision,
-                    options,
+                    replace(options, learning_rate=rates[precision]),
                     on_step=lambda _, advance=advance: advance(),
                 )
             outcomes.append(outcome)
@@ -106,9 +116,8 @@ def refine(
                 + ("" if outcome.kept else ", not better: kept as it was")
             )
     if replaced:
-        rewrite_checkpoint(
-            directory, target, replaced, {"refined": _record(tokens, options, student, outcomes)}
-        )
+        record = _record(tokens, options, rates, student, outcomes)
+        rewrite_checkpoint(directory, target, replaced, {"refined": record}, overwrite=overwrite)
     return Refinement(str(target), tuple(outcomes), bool(replaced))
 
 
@@ -126,6 +135,18 @@ def _tokens(
     )
 
 
+def _rates(
+    learning_rate: float | Mapping[int, float] | None, precisions: Sequence[int]
+) -> dict[int, float | None]:
+    """The learning rate of each precision; None for the precision's own."""
+    if not isinstance(learning_rate, Mapping):
+        return dict.fromkeys(precisions, learning_rate)
+    missing = sorted(set(precisions) - set(learning_rate))
+    if missing:
+        raise DistillError(f"no learning rate for {missing[0]} bits, wanted one for each precision")
+    return {precision: learning_rate[precision] for precision in precisions}
+
+
 def _named(codebooks: Codebooks, precision: int) -> dict[str, np.ndarray]:
     """By their names in a checkpoint."""
     tensors: dict[str, np.ndarray] = {}
@@ -137,13 +158,17 @@ def _named(codebooks: Codebooks, precision: int) -> dict[str, np.ndarray]:
 
 
 def _record(
-    tokens: Tokens, options: DistillOptions, student: torch.nn.Module, outcomes: list[Outcome]
+    tokens: Tokens,
+    options: DistillOptions,
+    rates: Mapping[int, float | None],
+    student: torch.nn.Module,
+    outcomes: list[Outcome],
 ) -> dict[str, Any]:
     return {
         **tokens.record(),
         "steps": options.steps,
         "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate,
+        "learning_rates": {str(b): rate or LEARNING_RATES[b] for b, rate in rates.items()},
         "device": student.device.type,
         "dtype": dtype_name(student.dtype),
         "results": [outcome.to_dict() for outcome in outcomes],

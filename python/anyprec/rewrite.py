@@ -12,9 +12,13 @@ from anyprec.files import CONFIG, MANIFEST, files_to_copy
 
 
 def rewrite_checkpoint(
-    directory: Path, out: Path, replaced: Mapping[str, np.ndarray], record: Mapping[str, Any]
+    directory: Path,
+    out: Path,
+    replaced: Mapping[str, np.ndarray],
+    record: Mapping[str, Any],
+    overwrite: bool = False,
 ) -> None:
-    """Writes the checkpoint in `directory` to `out`, which may be the same.
+    """Writes the checkpoint in `directory` to `out`: the same, a new one, or one to overwrite.
 
     replaced: tensors by their names in the checkpoint, of the same dtype and shape. record: added
     to the options that the manifest tells. Files take their final names only when all are whole.
@@ -30,7 +34,7 @@ def rewrite_checkpoint(
         out,
         (directory / CONFIG).read_text(encoding="utf-8"),
         json.dumps({**manifest.get("options", {}), **record}),
-        overwrite=out.resolve() == directory.resolve() or not out.exists(),
+        overwrite=overwrite or out.resolve() == directory.resolve() or not out.exists(),
     )
     try:
         for name in checkpoint.tensor_names():

@@ -14,8 +14,10 @@ class LinearResult:
     """How well one linear was fitted."""
 
     linear: Linear
-    errors: dict[int, float]  # precision -> sum of s (w - value)^2
-    energy: float  # sum of s w^2
+    # By precision: sum of s (w - value)^2 with the sensitivities s, or, with a recipe that fits to
+    # Hessians, of (w - value)^T H (w - value).
+    errors: dict[int, float]
+    energy: float  # the same of w itself
 
     def relative_error(self, precision: int) -> float:
         return self.errors[precision] / self.energy if self.energy > 0 else 0.0
@@ -36,7 +38,7 @@ class Summary:
     seconds: float = 0.0
 
     def relative_error(self, precision: int) -> float:
-        """Over all linears: sum of s (w - value)^2 over sum of s w^2."""
+        """Over all linears: the sum of their errors over that of their energies."""
         energy = sum(result.energy for result in self.results)
         error = sum(result.errors[precision] for result in self.results)
         return error / energy if energy > 0 else 0.0

@@ -9,9 +9,9 @@ from pathlib import Path
 # Where a run can be killed; "<what>:<n>" is the n-th time, counted from 1.
 POINTS = (
     "sequence:2",  # between two backward passes
-    "piece:1",  # the first sensitivities written, not yet under their name
+    "piece:1",  # the first sums written, not yet under their name
     "piece:5",
-    "piece done:14",  # all sensitivities there, no linear fitted
+    "piece done:14",  # all sums there, no linear fitted
     "piece:17",
     "piece done:20",
     "writer:1",  # half of the checkpoint written under a temporary name

@@ -73,6 +73,7 @@ def test_a_dry_run_prints_sizes_and_json_alone_on_stdout(run, tiny_source, tmp_p
     weights = 2 * (rows * 48 + 48 * 72)
     assert sizes[3]["bits_per_weight"] == pytest.approx(8 * (planes + tables) / weights)
     assert "would make" in result.stderr
+    assert "calibration: in one pass, at most " in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,6 +100,8 @@ def test_precisions_of_another_form_are_wrong_usage(run, tiny_source, tmp_path, 
         (("--dataset", "nowhere"), "'nowhere' is neither"),
         (("--codebook", "hybrid"), "this version fits lut only"),
         (("--modules", "*.wq"), "'*.wq' matches no linear layer"),
+        (("--recipe", "superb"), "neither one of balanced, best, fast nor a file"),
+        (("--max-memory", "lots"), "memory 'lots': wanted an amount like 20GiB"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(run, tiny_source, tmp_path, arguments, message):

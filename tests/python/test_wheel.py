@@ -31,6 +31,8 @@ def test_the_wheel_installs_imports_and_has_its_data(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
     code = (
         "import anyprec, torch; from anyprec.modules import family_patterns; "
+        "from anyprec.recipes import load_recipe, recipe_names; "
+        "assert [load_recipe(name).name for name in recipe_names()][-1] == 'fast'; "
         "from anyprec.datasets import documents; "
         "assert family_patterns('llama') and next(documents('builtin')[1]); "
         "assert torch.ops.anyprec.linear; print(anyprec.__file__)"

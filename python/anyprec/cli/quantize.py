@@ -31,6 +31,13 @@ def quantize_command(
     codebook: Annotated[
         str, typer.Option(help="lut: a full table per output channel and precision.")
     ] = "lut",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="How much work to put in: fast, balanced (codes and tables fitted to guided "
+            "Hessians), best (and tables distilled from the original), or a .json file."
+        ),
+    ] = "fast",
     modules: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,6 +45,14 @@ def quantize_command(
             "model's family, else every linear layer in the decoder's blocks."
         ),
     ] = None,
+    quantize_head: Annotated[
+        bool,
+        typer.Option(
+            "--quantize-head",
+            help="Quantize the output head too. One that is tied to the embedding becomes a matrix "
+            "of its own: more bytes to store, fewer to read for a token.",
+        ),
+    ] = False,
     dataset: Annotated[
         str,
         typer.Option(
@@ -68,6 +83,14 @@ def quantize_command(
             "otherwise float32), float32, bfloat16 or float16."
         ),
     ] = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="The most that calibration takes of the device's memory and of RAM, the model "
+            "included: 20GiB, 800MB, ... Larger models go through it in parts. By default nine "
+            "tenths of what is free."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint made by another request.")
@@ -88,7 +111,9 @@ def quantize_command(
 
       anyprec quantize model.gguf out --dataset text.txt --num-examples 32
 
-      anyprec quantize ./model out --precisions 3-6 --device cuda --dry-run
+      anyprec quantize ./model out --recipe best --device cuda --max-memory 20GiB
+
+      anyprec quantize ./model out --precisions 3-6 --dry-run
     """
     from anyprec.quantization import quantize
 
@@ -97,6 +122,7 @@ def quantize_command(
         model,
         out,
         modules=tuple(modules or ()),
+        quantize_head=quantize_head,
         dataset=dataset,
         num_examples=num_examples,
         seq_len=seq_len,
@@ -108,6 +134,8 @@ def quantize_command(
         seed_precision=seed_precision,
         group_size=group_size,
         codebook=codebook,
+        recipe=recipe,
+        max_memory=max_memory,
         threads=threads,
         overwrite=overwrite,
         dry_run=dry_run,

@@ -1,0 +1,234 @@
+"""Recipes: which steps make a checkpoint's codes and codebooks, as data (configs/recipes/*.json).
+
+Every recipe calibrates and builds the tree of exact k-means and exact splits. What it adds:
+
+- `refit`: guided Hessians are summed in calibration, and codebooks fitted to them by least squares;
+- `descent`: codes of several precisions at once by joint nested descent, and then, bit by bit,
+  those of wider ones;
+- `distillation`: at the end, codebooks of some precisions learn from the original model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anyprec.modules import config_directories
+
+DEFAULT_RECIPE = "fast"
+
+
+class RecipeError(ValueError):
+    """A recipe that is not there, or that is not well-formed."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Joint nested descent over some precisions.
+
+    taus: the weight of each precision's energy in the sum that is minimized, positive. rounds: of
+    {one sweep over all columns, refit}. child_sweeps: over each bit beyond the widest of them.
+    """
+
+    taus: dict[int, float]
+    rounds: int
+    child_sweeps: int
+
+    def __post_init__(self) -> None:
+        _check_by_precision("descent.taus", self.taus)
+        _check_integer("descent.rounds", self.rounds, 1)
+        _check_integer("descent.child_sweeps", self.child_sweeps, 0)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How codebooks are distilled; see `anyprec.refine`.
+
+    dataset: None for the text of calibration. num_examples: None for all windows that it has.
+    learning_rates: by precision, one for each of `precisions`.
+    """
+
+    precisions: tuple[int, ...]
+    learning_rates: dict[int, float]
+    dataset: str | None = None
+    num_examples: int | None = None
+    seq_len: int = 512
+    held_out: int = 20
+    steps: int = 300
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        _check_by_precision("distillation.learning_rates", self.learning_rates)
+        if not self.precisions or sorted(self.learning_rates) != sorted(self.precisions):
+            raise RecipeError(
+                f"distillation.precisions: found {list(self.precisions)}, wanted the "
+                f"{sorted(self.learning_rates)} of distillation.learning_rates"
+            )
+        if self.dataset is not None and not isinstance(self.dataset, str):
+            raise RecipeError(f"distillation.dataset: found {self.dataset!r}, wanted text or null")
+        if self.num_examples is not None:
+            _check_integer("distillation.num_examples", self.num_examples, 2)
+        _check_integer("distillation.seq_len", self.seq_len, 2)
+        for name in ("held_out", "steps", "batch_size"):
+            _check_integer(f"distillation.{name}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe; `load_recipe` reads one."""
+
+    name: str
+    refit: bool
+    description: str = ""
+    descent: Descent | None = None
+    distillation: Distillation | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("name", "description"):
+            if not isinstance(getattr(self, name), str):
+                raise RecipeError(f"{name}: found {getattr(self, name)!r}, wanted text")
+        if not self.name:
+            raise RecipeError("name: found '', wanted some text")
+        if not isinstance(self.refit, bool):
+            raise RecipeError(f"refit: found {self.refit!r}, wanted true or false")
+        if self.descent is not None and not self.refit:
+            raise RecipeError("descent: wanted null where refit is false: it needs the Hessians")
+
+    def taus(self, precisions: Sequence[int]) -> list[float]:
+        """The weight of each precision in the joint descent, 0 for one that takes no part."""
+        taus = self.descent.taus if self.descent else {}
+        return [float(taus.get(precision, 0.0)) for precision in precisions]
+
+    def distilled(self, precisions: Sequence[int]) -> list[int]:
+        """Those of `precisions` whose codebooks are distilled."""
+        wanted = self.distillation.precisions if self.distillation else ()
+        return [precision for precision in precisions if precision in wanted]
+
+    def check(self, precisions: Sequence[int]) -> None:
+        """Raises RecipeError where a step has none of `precisions` to work on."""
+        steps = {
+            "descent": (self.descent, any(self.taus(precisions))),
+            "distillation": (self.distillation, bool(self.distilled(precisions))),
+        }
+        for step, (wanted, possible) in steps.items():
+            if wanted is not None and not possible:
+                raise RecipeError(
+                    f"recipe {self.name}: its {step} is for none of the precisions asked for, "
+                    f"{', '.join(map(str, precisions))}"
+                )
+
+    def fit_record(self) -> dict[str, Any]:
+        """What determines the fit of one linear (JSON values)."""
+        return {"refit": self.refit, "descent": _json(self.descent)}
+
+    def record(self) -> dict[str, Any]:
+        """All that determines the result (JSON values); the description does not."""
+        distillation = _json(self.distillation)
+        if distillation is not None and distillation["dataset"] is not None:
+            distillation["dataset"] = Path(distillation["dataset"]).name
+        return {"name": self.name, **self.fit_record(), "distillation": distillation}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(
+        {
+            path.stem
+            for directory in config_directories()
+            for path in (directory / "recipes").glob("*.json")
+        }
+    )
+
+
+def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
+    """A recipe by its name among those of the package, or out of a JSON file.
+
+    Raises RecipeError where there is none, a key is unknown or missing, or a value is not as it
+    should be: the message names the file, the key, what was found and what was wanted.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    text = os.fspath(recipe)
+    shipped = [directory / "recipes" / f"{text}.json" for directory in config_directories()]
+    named = [path for path in shipped if Path(text).name == text and path.is_file()]
+    path = named[0] if named else Path(text)
+    if not path.is_file():
+        raise RecipeError(f"recipe {text!r}: neither one of {', '.join(recipe_names())} nor a file")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return _parse(found)
+    except (RecipeError, ValueError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _parse(found: Any) -> Recipe:
+    values = _known("", Recipe, found)
+    if values.get("descent") is not None:
+        descent = _known("descent.", Descent, values["descent"])
+        descent["taus"] = _by_precision("descent.taus", descent["taus"])
+        values["descent"] = Descent(**descent)
+    if values.get("distillation") is not None:
+        distillation = _known("distillation.", Distillation, values["distillation"])
+        rates = _by_precision("distillation.learning_rates", distillation["learning_rates"])
+        distillation["learning_rates"] = rates
+        wanted = distillation["precisions"]
+        if not isinstance(wanted, list) or not all(isinstance(b, int) for b in wanted):
+            raise RecipeError(
+                f"distillation.precisions: found {wanted!r}, wanted a list of precisions"
+            )
+        distillation["precisions"] = tuple(wanted)
+        values["distillation"] = Distillation(**distillation)
+    return Recipe(**values)
+
+
+_Step = TypeVar("_Step", Recipe, Descent, Distillation)
+
+
+def _known(prefix: str, step: type[_Step], found: Any) -> dict[str, Any]:
+    """A copy of a JSON object that has exactly the fields of a step, those with defaults aside."""
+    if not isinstance(found, dict):
+        raise RecipeError(f"{prefix.rstrip('.') or 'a recipe'}: found {found!r}, wanted an object")
+    keys = {field.name for field in fields(step)}
+    optional = {field.name for field in fields(step) if field.default is not MISSING}
+    unknown = sorted(set(found) - keys)
+    if unknown:
+        raise RecipeError(f"{prefix}{unknown[0]}: unknown, wanted one of {', '.join(sorted(keys))}")
+    missing = sorted(keys - optional - set(found))
+    if missing:
+        raise RecipeError(f"{prefix}{missing[0]}: missing")
+    return dict(found)
+
+
+def _by_precision(name: str, found: Any) -> dict[int, float]:
+    if not isinstance(found, dict) or not all(str(key).isdigit() for key in found):
+        raise RecipeError(f"{name}: found {found!r}, wanted a number for each precision")
+    return {int(key): value for key, value in found.items()}
+
+
+def _check_by_precision(name: str, values: dict[int, float]) -> None:
+    for precision, value in values.items():
+        if not 2 <= precision <= 8:
+            raise RecipeError(f"{name}: found precision {precision}, wanted 2 to 8")
+        if not _is_number(value) or not (math.isfinite(value) and value > 0):
+            raise RecipeError(f"{name}.{precision}: found {value!r}, wanted a positive number")
+    if not values:
+        raise RecipeError(f"{name}: empty, wanted at least one precision")
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise RecipeError(f"{name}: found {value!r}, wanted an integer of at least {least}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _json(step: Descent | Distillation | None) -> dict[str, Any] | None:
+    """As a manifest that was written and read again has it: lists, and keys as text."""
+    return None if step is None else json.loads(json.dumps(asdict(step)))
