@@ -8,6 +8,7 @@
 #include <span>
 
 #include "anyprec/planes.h"
+#include "anyprec/sum_by_code.h"
 #include "anyprec/weights.h"
 
 /// The CUDA kernels, by raw device pointers and a stream. No torch. Link anyprec::cuda.
@@ -32,6 +33,10 @@ cudaError_t unpack_planes(const std::uint8_t* packed, int planes, std::int64_t o
 /// are summed in fp32 and rounded once.
 cudaError_t dequantize(const Weights& weights, std::int64_t row_begin, std::int64_t row_end,
                        void* out, ScalarType type, cudaStream_t stream);
+
+/// Sums over columns of one code (anyprec/sum_by_code.h): out is fp32 [N, G, 2^precision]. Summed
+/// in fp32, always in the same order; no atomics.
+cudaError_t sum_by_code(const CodeSums& sums, float* out, cudaStream_t stream);
 
 /// Rows of activations in device memory, of any alignment that their type has.
 struct Input {

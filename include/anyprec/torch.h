@@ -34,4 +34,9 @@ at::Tensor pack_planes(const at::Tensor& planes, std::int64_t in_features);
 at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t out_features,
                          std::int64_t in_features);
 
+/// Sums of values [N, K] (float32, bfloat16 or float16) over the columns of a group that have one
+/// code: fp32 [N, G, 2^precision]. codes: uint8 [N, K], of which the lowest `precision` bits count.
+at::Tensor sum_by_code(const at::Tensor& values, const at::Tensor& codes, std::int64_t precision,
+                       std::int64_t group_size = 0);
+
 }  // namespace anyprec::torch

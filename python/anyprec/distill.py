@@ -3,22 +3,32 @@
 Tables are few, differentiable, and those of different precisions independent of each other, so each
 precision is brought as near to the original as its codes allow, at no cost to any other: the loss
 is the KL divergence of the original's next-token distribution to the model's, over all positions.
+Nothing that precisions share is trained: not the codes, not the norms.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from anyprec.blocks import Blocks
+from anyprec.distill_step import DistillStep
+from anyprec.divergence import kl_sum
 from anyprec.linear import AnyPrecisionLinear
-from anyprec.table_linear import TrainableCodebook, replace_forward
+from anyprec.model import AnyPrecisionForCausalLM
+from anyprec.output_head import last_hidden, output_head
+from anyprec.table_linear import Codebooks, TrainableCodebooks
+from anyprec.teacher import Teacher
 
-# Of the standard deviation of a row's weights, by precision: the fastest that are stable.
-LEARNING_RATES = {2: 1e-2, 3: 3e-3, 4: 1e-3, 5: 3e-4, 6: 2e-4, 7: 1e-4, 8: 1e-4}
+# Of the standard deviation of a row's weights, by precision: the fastest that are stable. Full
+# tables, and hybrids, whose few coefficients move many values each.
+LEARNING_RATES = {2: 1e-2, 3: 3e-3, 4: 5e-4, 5: 3e-4, 6: 2e-4, 7: 1e-4, 8: 1e-4}
+HYBRID_LEARNING_RATES = LEARNING_RATES | {4: 1e-3, 5: 5e-4}
 _BETAS = (0.9, 0.95)
 _WARM_UP = 10
 # Looks at the held-out text in the course of a run.
@@ -32,11 +42,12 @@ class DistillError(ValueError):
 @dataclass(frozen=True)
 class DistillOptions:
     """steps: of the optimizer; batch_size: sequences in a step; learning_rate: None for the
-    precision's own (LEARNING_RATES)."""
+    precision's own (default_learning_rate); cuda_graph: replay a step as one graph on a GPU."""
 
     steps: int = 300
     batch_size: int = 8
     learning_rate: float | None = None
+    cuda_graph: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -66,27 +77,26 @@ class Outcome:
         return asdict(self)
 
 
-Codebooks = dict[str, tuple[Tensor, Tensor | None]]
+def default_learning_rate(precision: int, lut_bits: int) -> float:
+    """lut_bits: of the checkpoint's codebook, 8 for full tables."""
+    return (LEARNING_RATES if lut_bits == 8 else HYBRID_LEARNING_RATES)[precision]
 
 
 def distill(
-    student: nn.Module,
-    teacher: nn.Module,
-    training: np.ndarray,
-    held_out: np.ndarray,
+    student: AnyPrecisionForCausalLM,
+    teacher: Teacher,
     precision: int,
     options: DistillOptions | None = None,
-    on_step: Callable[[float], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> tuple[Outcome, Codebooks]:
     """Distils the codebooks of one precision of an any-precision model.
 
-    student: with that precision loaded; it is left as it was. teacher: the original, on the same
-    device. training, held_out: tokens, int64 [sequences, length]; training sequences are taken in
-    turn. on_step(loss) is called after each step with the mean KL of its batch.
+    student: with that precision loaded; it is left as it was. teacher: what the original made of
+    the text (anyprec.teacher.teach), on the same device. on_step is called after each step.
 
     Returns the best codebooks (fp16, by linear) by their KL on the held-out text, rounded as they
     would be stored; an empty dict where none was better than what was there. Deterministic on one
-    device.
+    device. Raises DistillError, StepError or HeadError.
     """
     options = options or DistillOptions()
     linears = {
@@ -96,46 +106,60 @@ def distill(
     }
     if not linears:
         raise DistillError("the model has no quantized linear layers")
-    flags = [(p, p.requires_grad) for p in student.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    trainable = {name: TrainableCodebook(linear, precision) for name, linear in linears.items()}
-    restore = replace_forward(linears, trainable)
-    try:
-        return _run(student, teacher, trainable, training, held_out, precision, options, on_step)
-    finally:
-        restore()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    blocks = Blocks(student, linears)
+    with _frozen(student), fast_products(student.device):
+        codebooks = TrainableCodebooks(linears, precision)
+        with codebooks.attached(), blocks.attached():
+            return _run(student, teacher, codebooks, blocks, precision, options, on_step)
 
 
-def _run(student, teacher, trainable, training, held_out, precision, options, on_step):
-    rate = options.learning_rate or LEARNING_RATES[precision]
-    optimizer = torch.optim.Adam([t.offset for t in trainable.values()], lr=rate, betas=_BETAS)
-    before = _held_out_kl(student, teacher, held_out)
+def _run(
+    student: AnyPrecisionForCausalLM,
+    teacher: Teacher,
+    codebooks: TrainableCodebooks,
+    blocks: Blocks,
+    precision: int,
+    options: DistillOptions,
+    on_step: Callable[[], None] | None,
+) -> tuple[Outcome, Codebooks]:
+    on_gpu = student.device.type == "cuda"
+    lut_bits = student._checkpoint_config["quantization_config"]["codebook"]["lut_bits"]
+    rate = options.learning_rate or default_learning_rate(precision, lut_bits)
+    optimizer = torch.optim.Adam([codebooks.offset], lr=rate, betas=_BETAS, fused=on_gpu)
+    before = held_out_kl(student, teacher, codebooks)
     best, best_step, best_codebooks = before, 0, {}
     looks = {math.ceil(options.steps * (i + 1) / _LOOKS) for i in range(_LOOKS)}
-    for step in range(1, options.steps + 1):
+    step = DistillStep(student, codebooks, blocks, teacher, options.batch_size, options.cuda_graph)
+    batches = batch_rows(len(teacher.training), options.batch_size)
+    pace = _Pace(student.device)
+    for index in range(1, options.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = rate * _schedule(step, options.steps)
-        loss = 0.0
-        for i in range(options.batch_size):
-            row = training[((step - 1) * options.batch_size + i) % len(training)]
-            kl = _kl(student, teacher, row)
-            (kl / options.batch_size).backward()
-            loss += kl.item() / options.batch_size
-        if not math.isfinite(loss):
-            break  # what was best so far stands
+            group["lr"] = rate * _schedule(index, options.steps)
+        step(next(batches))
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        pace.wait()
         if on_step is not None:
-            on_step(loss)
-        if step in looks:
-            now = _held_out_kl(student, teacher, held_out)
+            on_step()
+        if index in looks:
+            now = held_out_kl(student, teacher, codebooks)
+            if now == math.inf:
+                break  # what was best so far stands
             if now < best:
-                best, best_step = now, step
-                best_codebooks = {name: t.codebooks() for name, t in trainable.items()}
+                best, best_step, best_codebooks = now, index, codebooks.codebooks()
     return Outcome(precision, before, best, bool(best_codebooks), best_step), best_codebooks
+
+
+def batch_rows(windows: int, batch_size: int) -> Iterator[list[int]]:
+    """Which windows each step takes, for ever: all of them in a new order, again and again."""
+    order: list[int] = []
+    epoch = 0
+    while True:
+        while len(order) < batch_size:
+            # RandomState's stream is frozen: the same numbers in every version of numpy.
+            order += np.random.RandomState(epoch).permutation(windows).tolist()
+            epoch += 1
+        yield order[:batch_size]
+        order = order[batch_size:]
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -146,20 +170,60 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def _kl(student: nn.Module, teacher: nn.Module, row: np.ndarray) -> Tensor:
-    """Mean over positions of KL(teacher || student), in fp32."""
-    ids = torch.as_tensor(row, dtype=torch.int64, device=student.device)[None]
-    with torch.no_grad():
-        p = teacher(input_ids=ids, use_cache=False).logits[0].float()
-    q = student(input_ids=ids, use_cache=False).logits[0].float()
-    # A checkpoint and its original may pad the vocabulary differently; both know the shorter one.
-    vocabulary = min(p.shape[1], q.shape[1])
-    p = p[:, :vocabulary].log_softmax(-1)
-    q = q[:, :vocabulary].log_softmax(-1)
-    return nn.functional.kl_div(q, p, reduction="sum", log_target=True) / len(ids[0])
-
-
 @torch.no_grad()
-def _held_out_kl(student: nn.Module, teacher: nn.Module, rows: np.ndarray) -> float:
-    kl = math.fsum(_kl(student, teacher, row).item() for row in rows) / len(rows)
+def held_out_kl(student: nn.Module, teacher: Teacher, codebooks: TrainableCodebooks) -> float:
+    """Mean KL divergence of a token on the held-out windows; inf where it is no number."""
+    codebooks.refresh()
+    head = output_head(student)
+    windows = teacher.held_out
+    batch = 8 if student.device.type == "cuda" else 1
+    totals = []
+    for at in range(0, len(windows), batch):
+        ids, wanted = windows.batch(range(at, min(at + batch, len(windows))))
+        totals.append(kl_sum(last_hidden(student, ids), head, wanted, teacher.head))
+    kl = math.fsum(total.item() for total in totals) / windows.ids.numel()
     return kl if math.isfinite(kl) else math.inf
+
+
+class _Pace:
+    """Lets the CPU be one step ahead of the GPU and no more: progress is that of real steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._before: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        if not self._on_gpu:
+            return
+        here = torch.cuda.Event()
+        here.record()
+        if self._before is not None:
+            self._before.synchronize()
+        self._before = here
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for the model's own parameters; every flag is put back afterwards."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def fast_products(device: torch.device) -> Iterator[None]:
+    """On a GPU, fp32 matrix products in TF32."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

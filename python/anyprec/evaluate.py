@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from anyprec.datasets import DatasetError, documents
 from anyprec.precision import PrecisionRequest
 
-# Rows of logits that are made fp32 at a time: [rows, vocabulary].
-_ROWS = 256
+# Rows of logits that are made fp32 at a time: [rows, vocabulary]; on a GPU enough to fill it.
+_ROWS = {"cpu": 256, "cuda": 2048}
+# Tokens in a pass on a GPU: as many windows as fit, at least one; launches bound small models.
+_GPU_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,21 @@ class Score:
 
 @dataclass
 class _Tally:
-    """Means per window of one model."""
+    """Means per window of one model: fp64 [windows] each, left on the device until the end."""
 
-    nll: list[float] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
-    top1: list[float] = field(default_factory=list)
+    nll: list[Tensor] = field(default_factory=list)
+    kl: list[Tensor] = field(default_factory=list)
+    top1: list[Tensor] = field(default_factory=list)
 
     def score(self, precision: int | str | None) -> Score:
-        nll, nll_stderr = mean_and_stderr(self.nll)
+        nll, nll_stderr = mean_and_stderr(torch.cat(self.nll).tolist())
         perplexity = math.exp(nll) if nll < 700 else math.inf
         stderr = None if nll_stderr is None else perplexity * nll_stderr
         if not self.kl:
             return Score(precision, perplexity, stderr)
-        kl, kl_stderr = mean_and_stderr(self.kl)
-        return Score(precision, perplexity, stderr, kl, kl_stderr, sum(self.top1) / len(self.top1))
+        kl, kl_stderr = mean_and_stderr(torch.cat(self.kl).tolist())
+        top1, _ = mean_and_stderr(torch.cat(self.top1).tolist())
+        return Score(precision, perplexity, stderr, kl, kl_stderr, top1)
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
@@ -137,29 +140,24 @@ def evaluate(
     """Scores a model at each precision on windows of tokens, and the original beside it.
 
     precision_maps: further ones, by the names that their scores get, after the others.
-    tokens: int64 [windows, seq_len]. on_step is called after each window of each model. The
-    original's logits of one window are all that is kept of it, so memory does not grow with the
-    text.
+    tokens: int64 [windows, seq_len]. on_step is called after each window of each model. Windows go
+    one by one, on a GPU as many at a time as make 8192 tokens. The original's logits of one pass
+    are all that is kept of it, so memory does not grow with the text.
     """
     wanted: dict[int | str, PrecisionRequest] = {b: b for b in precisions}
     wanted |= precision_maps or {}
     reference = _Tally()
     tallies = {precision: _Tally() for precision in wanted}
-    for window in tokens:
+    for windows in tokens.split(_windows_in_a_pass(model or original, tokens.shape[1])):
         base = None
         if original is not None:
-            base = _logits(original, window)
-            reference.nll.append(_mean(_nll(base, window)))
-            _step(on_step)
+            base = _logits(original, windows)
+            _tell(reference, base, windows, None)
+            _step(on_step, len(windows))
         for precision, request in wanted.items():
-            logits = _logits(model, window, precision=request)
-            tally = tallies[precision]
-            tally.nll.append(_mean(_nll(logits, window)))
-            if base is not None:
-                kl, same = _divergence(base, logits)
-                tally.kl.append(kl)
-                tally.top1.append(same)
-            _step(on_step)
+            logits = _logits(model, windows, precision=request)
+            _tell(tallies[precision], logits, windows, base)
+            _step(on_step, len(windows))
     return Evaluation(
         results=[tallies[precision].score(precision) for precision in wanted],
         original=None if original is None else reference.score(None),
@@ -168,39 +166,54 @@ def evaluate(
     )
 
 
-def _step(on_step: Callable[[], None] | None) -> None:
-    if on_step is not None:
+def _windows_in_a_pass(model: nn.Module | None, seq_len: int) -> int:
+    on_gpu = model is not None and model.device.type == "cuda"
+    return max(1, _GPU_TOKENS // seq_len) if on_gpu else 1
+
+
+def _step(on_step: Callable[[], None] | None, windows: int) -> None:
+    for _ in range(windows if on_step is not None else 0):
         on_step()
 
 
-def _logits(model: nn.Module, window: Tensor, **kwargs: Any) -> Tensor:
-    """The logits that predict tokens 1.. of the window: [seq_len - 1, vocabulary]."""
-    ids = window.to(model.device).unsqueeze(0)
-    return model(input_ids=ids, use_cache=False, **kwargs).logits[0, :-1]
+def _logits(model: nn.Module, windows: Tensor, **kwargs: Any) -> Tensor:
+    """The logits that predict tokens 1.. of each window: [windows, seq_len - 1, vocabulary]."""
+    ids = windows.to(model.device)
+    return model(input_ids=ids, use_cache=False, **kwargs).logits[:, :-1]
 
 
-def _mean(chunks: Iterable[Tensor]) -> float:
-    values = torch.cat(list(chunks))
-    return float(values.double().mean())
+def _tell(tally: _Tally, logits: Tensor, windows: Tensor, base: Tensor | None) -> None:
+    """Adds a pass to a tally; base: the original's logits."""
+    targets = windows[:, 1:].to(logits.device)
+    for index, rows in enumerate(logits):
+        tally.nll.append(_mean(_nll(rows, targets[index])))
+        if base is not None:
+            kl, same = _divergence(base[index], rows)
+            tally.kl.append(kl)
+            tally.top1.append(same)
 
 
-def _chunks(rows: int) -> Iterator[slice]:
-    for begin in range(0, rows, _ROWS):
-        yield slice(begin, min(begin + _ROWS, rows))
+def _mean(chunks: Iterable[Tensor]) -> Tensor:
+    return torch.cat(list(chunks)).double().mean().view(1)
 
 
-def _nll(logits: Tensor, window: Tensor) -> Iterator[Tensor]:
-    targets = window[1:].to(logits.device)
-    for rows in _chunks(logits.shape[0]):
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    rows = _ROWS.get(logits.device.type, _ROWS["cpu"])
+    for begin in range(0, logits.shape[0], rows):
+        yield slice(begin, min(begin + rows, logits.shape[0]))
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    for rows in _chunks(logits):
         yield nn.functional.cross_entropy(logits[rows].float(), targets[rows], reduction="none")
 
 
-def _divergence(base: Tensor, logits: Tensor) -> tuple[float, float]:
+def _divergence(base: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Mean KL(base || logits) of a token, and the share of tokens with the same first choice."""
     # A checkpoint and its original may pad the vocabulary differently; both know the shorter one.
     vocabulary = min(base.shape[1], logits.shape[1])
     kl, same = [], []
-    for rows in _chunks(logits.shape[0]):
+    for rows in _chunks(logits):
         p = base[rows, :vocabulary].to(logits.device).float().log_softmax(-1)
         q = logits[rows, :vocabulary].float().log_softmax(-1)
         kl.append(nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1))

@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from anyprec._core import Checkpoint
 from anyprec.calibrate import placed
 from anyprec.datasets import BUILTIN, Tokens, calibration_tokens
 from anyprec.distill import (
-    LEARNING_RATES,
-    Codebooks,
     DistillError,
     DistillOptions,
     Outcome,
+    default_learning_rate,
     distill,
+    fast_products,
 )
 from anyprec.model import AnyPrecisionForCausalLM
 from anyprec.progress import Reporter, Silent, Terminal
 from anyprec.rewrite import rewrite_checkpoint
-from anyprec.source import Source, dtype_name, load_source
+from anyprec.source import Source, dtype_name, load_source, parse_dtype
+from anyprec.table_linear import Codebooks
+from anyprec.teacher import teach
+
+# Models of up to so many weights are distilled in float32 (TF32 products) on a GPU: rounding to
+# bfloat16 hides what is left to learn at 6 bits and more. Larger ones in bfloat16.
+_FLOAT32_WEIGHTS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one precision's distillation took. step: seconds, the median; peak_memory: bytes
+    allocated on the GPU at most, None on a CPU."""
+
+    precision: int
+    seconds: float
+    step: float
+    peak_memory: int | None
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What `refine` did."""
+    """What `refine` did. teacher_seconds: for the original model's pass over the text."""
 
     out: str
     outcomes: tuple[Outcome, ...]
     written: bool
+    teacher_seconds: float
+    costs: tuple[Cost, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "out": self.out,
             "written": self.written,
             "results": [outcome.to_dict() for outcome in self.outcomes],
+            "teacher_seconds": self.teacher_seconds,
+            "costs": [asdict(cost) for cost in self.costs],
         }
 
 
@@ -58,67 +81,116 @@ def refine(
     learning_rate: float | Mapping[int, float] | None = None,
     device: str = "cpu",
     dtype: str = "auto",
+    cuda_graph: bool = True,
     overwrite: bool = False,
     progress: Reporter | bool = False,
 ) -> Refinement:
     """Distils the codebooks of `precisions` from the original model; codes and all else stay.
 
+    The original goes over the text once, for all precisions; then only its head is needed.
+
     dataset, num_examples, seq_len, random_state: the text, as for quantizing; None for num_examples
     takes all that it has (of a hub dataset 500 windows). held_out: the last so many of them are not
     trained on and decide: a precision whose KL divergence to the original does not fall there keeps
     the codebooks that it had. learning_rate: one, or one for each precision; None for each
-    precision's own. dtype: to compute in; "auto" is float32 on a CPU and bfloat16 on a GPU. out: a
-    new directory, or with overwrite one to replace; by default the checkpoint itself is replaced,
-    file by file, at the end. Nothing is written where no precision got better.
+    precision's own. dtype: to compute in; "auto" is float32, and bfloat16 for more than 2 billion
+    weights on a GPU. cuda_graph: on a GPU, capture a step and replay it. out: a new directory, or
+    with overwrite one to replace; by default the checkpoint itself is replaced, file by file, at
+    the end. Nothing is written where no precision got better.
 
-    Raises DistillError, DatasetError, SourceError, PrecisionError or FormatError.
+    Raises DistillError, DatasetError, SourceError, HeadError, StepError, PrecisionError or
+    FormatError.
     """
     directory = Path(checkpoint)
     target = directory if out is None else Path(out)
     if target != directory and target.exists() and not overwrite:
         raise DistillError(f"{target} exists already; name a new directory")
-    rates = _rates(learning_rate, precisions)
-    options = DistillOptions(steps, batch_size, rates[min(rates)])
+    precisions = sorted(set(precisions))
+    if not precisions:
+        raise DistillError("precisions is empty, wanted at least one")
+    lut_bits = Checkpoint(directory, precisions).codebook["lut_bits"]
+    rates = _rates(learning_rate, precisions, lut_bits)
+    options = {b: DistillOptions(steps, batch_size, rate, cuda_graph) for b, rate in rates.items()}
     reporter: Reporter = Terminal() if progress is True else progress or Silent()
-    if dtype == "auto":
-        dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    student = AnyPrecisionForCausalLM.from_quantized(
-        directory, precisions=precisions, device=device, dtype=dtype
-    )
     tokens = _tokens(directory, dataset, num_examples, seq_len, random_state)
     if not 1 <= held_out < len(tokens.ids):
         raise DistillError(
             f"held_out {held_out}: wanted at least 1 and fewer than the {len(tokens.ids)} windows"
         )
     training, judging = tokens.ids[:-held_out], tokens.ids[-held_out:]
+    training = training[: steps * batch_size]  # more would never be looked at
     reporter.line(f"{len(training)} windows of {seq_len} tokens, {held_out} more to judge by")
 
-    outcomes: list[Outcome] = []
-    replaced: dict[str, np.ndarray] = {}
     source = original if isinstance(original, Source) else load_source(original)
-    with placed(source.model, student.device, student.dtype) as teacher:
-        teacher.requires_grad_(False)
-        for precision in sorted(set(precisions)):
-            with reporter.stage(f"{precision} bits", steps) as advance:
-                outcome, codebooks = distill(
-                    student,
-                    teacher,
-                    training,
-                    judging,
-                    precision,
-                    replace(options, learning_rate=rates[precision]),
-                    on_step=lambda _, advance=advance: advance(),
-                )
-            outcomes.append(outcome)
-            replaced |= _named(codebooks, precision)
-            reporter.line(
-                f"{precision} bits: held-out KL {outcome.before:.4f} -> {outcome.after:.4f}"
-                + ("" if outcome.kept else ", not better: kept as it was")
+    place = torch.device(device)
+    computing = parse_dtype(dtype) or _computing_dtype(source, place)
+    started = time.monotonic()
+    with placed(source.model, place, computing) as model, fast_products(place):
+        teacher = teach(model, training, judging)
+    teacher_seconds = time.monotonic() - started
+    student = AnyPrecisionForCausalLM.from_quantized(
+        directory, precisions=precisions, device=place, dtype=computing
+    )
+    outcomes: list[Outcome] = []
+    costs: list[Cost] = []
+    replaced: dict[str, np.ndarray] = {}
+    for precision in precisions:
+        with reporter.stage(f"{precision} bits", steps) as advance, _Meter(place) as meter:
+            outcome, codebooks = distill(
+                student,
+                teacher,
+                precision,
+                options[precision],
+                on_step=lambda advance=advance, meter=meter: (advance(), meter.tick()),
             )
+        outcomes.append(outcome)
+        costs.append(meter.cost(precision))
+        replaced |= _named(codebooks, precision)
+        reporter.line(
+            f"{precision} bits: held-out KL {outcome.before:.4f} -> {outcome.after:.4f}"
+            + ("" if outcome.kept else ", not better: kept as it was")
+        )
     if replaced:
-        record = _record(tokens, options, rates, student, outcomes)
+        record = _record(tokens, steps, batch_size, rates, student, outcomes)
         rewrite_checkpoint(directory, target, replaced, {"refined": record}, overwrite=overwrite)
-    return Refinement(str(target), tuple(outcomes), bool(replaced))
+    return Refinement(str(target), tuple(outcomes), bool(replaced), teacher_seconds, tuple(costs))
+
+
+def _computing_dtype(source: Source, device: torch.device) -> torch.dtype:
+    weights = sum(parameter.numel() for parameter in source.model.parameters())
+    large = device.type == "cuda" and weights > _FLOAT32_WEIGHTS
+    return torch.bfloat16 if large else torch.float32
+
+
+class _Meter:
+    """Times the steps of one precision, and takes the GPU's peak memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ticks: list[float] = []
+        self.seconds = 0.0
+
+    def __enter__(self) -> _Meter:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._started
+
+    def tick(self) -> None:
+        self._ticks.append(time.monotonic())
+
+    def cost(self, precision: int) -> Cost:
+        steps = np.diff([self._started, *self._ticks])
+        on_gpu = self._device.type == "cuda"
+        return Cost(
+            precision,
+            seconds=self.seconds,
+            step=float(np.median(steps)) if len(steps) else self.seconds,
+            peak_memory=torch.cuda.max_memory_allocated(self._device) if on_gpu else None,
+        )
 
 
 def _tokens(
@@ -136,9 +208,11 @@ def _tokens(
 
 
 def _rates(
-    learning_rate: float | Mapping[int, float] | None, precisions: Sequence[int]
-) -> dict[int, float | None]:
-    """The learning rate of each precision; None for the precision's own."""
+    learning_rate: float | Mapping[int, float] | None, precisions: Sequence[int], lut_bits: int
+) -> dict[int, float]:
+    """The learning rate of each precision."""
+    if learning_rate is None:
+        return {b: default_learning_rate(b, lut_bits) for b in precisions}
     if not isinstance(learning_rate, Mapping):
         return dict.fromkeys(precisions, learning_rate)
     missing = sorted(set(precisions) - set(learning_rate))
@@ -159,16 +233,17 @@ def _named(codebooks: Codebooks, precision: int) -> dict[str, np.ndarray]:
 
 def _record(
     tokens: Tokens,
-    options: DistillOptions,
-    rates: Mapping[int, float | None],
+    steps: int,
+    batch_size: int,
+    rates: Mapping[int, float],
     student: torch.nn.Module,
     outcomes: list[Outcome],
 ) -> dict[str, Any]:
     return {
         **tokens.record(),
-        "steps": options.steps,
-        "batch_size": options.batch_size,
-        "learning_rates": {str(b): rate or LEARNING_RATES[b] for b, rate in rates.items()},
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rates": {str(b): rate for b, rate in rates.items()},
         "device": student.device.type,
         "dtype": dtype_name(student.dtype),
         "results": [outcome.to_dict() for outcome in outcomes],

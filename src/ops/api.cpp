@@ -39,4 +39,10 @@ at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t out_features,
   return op.call(planes, out_features, in_features);
 }
 
+at::Tensor sum_by_code(const at::Tensor& values, const at::Tensor& codes, std::int64_t precision,
+                       std::int64_t group_size) {
+  static const auto op = find<decltype(sum_by_code)>("anyprec::sum_by_code");
+  return op.call(values, codes, precision, group_size);
+}
+
 }  // namespace anyprec::torch

@@ -125,6 +125,30 @@ void check_packed_planes(const at::Tensor& planes, std::int64_t out_features,
                     " output features");
 }
 
+CodeSums check_code_sums(const at::Tensor& values, const at::Tensor& codes, std::int64_t precision,
+                         std::int64_t group_size) {
+  TORCH_CHECK_VALUE(values.dim() == 2 && values.is_contiguous(),
+                    "values: wanted a contiguous matrix [N, K], found shape ", values.sizes());
+  TORCH_CHECK_TYPE(codes.scalar_type() == at::kByte, "codes: found dtype ", codes.scalar_type(),
+                   ", wanted uint8");
+  TORCH_CHECK_VALUE(codes.is_contiguous() && codes.sizes() == values.sizes(), "codes: found shape ",
+                    codes.sizes(), ", wanted a contiguous ", values.sizes(), " like values");
+  TORCH_CHECK_VALUE(codes.device() == values.device(), "codes are on ", codes.device(),
+                    ", values on ", values.device());
+  CodeSums sums;
+  sums.type = to_scalar_type(values.scalar_type());
+  sums.rows = values.size(0);
+  sums.columns = values.size(1);
+  sums.precision = static_cast<int>(precision);
+  sums.group_size = group_size;
+  try {
+    sums.validate();
+  } catch (const InvalidArgument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+  return sums;
+}
+
 ScalarType to_scalar_type(at::ScalarType type) {
   switch (type) {
     case at::kFloat:

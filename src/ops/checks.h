@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "anyprec/codebook.h"
+#include "anyprec/sum_by_code.h"
 #include "anyprec/weights.h"
 
 namespace anyprec::ops {
@@ -36,6 +37,10 @@ void check_canonical_planes(const at::Tensor& planes, std::int64_t in_features);
 /// Checks packed planes of a matrix with these sizes.
 void check_packed_planes(const at::Tensor& planes, std::int64_t out_features,
                          std::int64_t in_features);
+
+/// Checks the arguments of sum_by_code and returns what kernels take of them, without the pointers.
+CodeSums check_code_sums(const at::Tensor& values, const at::Tensor& codes, std::int64_t precision,
+                         std::int64_t group_size);
 
 /// The element type of a tensor of activations. Throws where kernels have none.
 ScalarType to_scalar_type(at::ScalarType type);

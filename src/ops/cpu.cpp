@@ -88,6 +88,22 @@ at::Tensor unpack_planes(const at::Tensor& packed, std::int64_t out_features,
   return planes;
 }
 
+at::Tensor sum_by_code(const at::Tensor& values, const at::Tensor& codes, std::int64_t precision,
+                       std::int64_t group_size) {
+  CodeSums sums = check_code_sums(values, codes, precision, group_size);
+  at::Tensor out = at::empty({sums.rows, sums.groups(), std::int64_t{1} << precision},
+                             values.options().dtype(at::kFloat));
+  if (out.numel() == 0) return out;
+  sums.values = values.const_data_ptr();
+  sums.codes = codes.const_data_ptr<std::uint8_t>();
+  float* const to = out.mutable_data_ptr<float>();
+  const std::int64_t row_entries = out.stride(0);
+  TorchExecutor().parallel_for(sums.rows, 16, [&](std::int64_t begin, std::int64_t end) {
+    cpu::sum_by_code(sums, begin, end, to + begin * row_entries);
+  });
+  return out;
+}
+
 }  // namespace
 }  // namespace anyprec::ops
 
@@ -96,4 +112,5 @@ TORCH_LIBRARY_IMPL(anyprec, CPU, m) {
   m.impl("dequantize", &anyprec::ops::dequantize);
   m.impl("pack_planes", &anyprec::ops::pack_planes);
   m.impl("unpack_planes", &anyprec::ops::unpack_planes);
+  m.impl("sum_by_code", &anyprec::ops::sum_by_code);
 }

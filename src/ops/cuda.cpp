@@ -96,6 +96,20 @@ at::Tensor unpack_planes(const at::Tensor& packed, std::int64_t out_features,
   return planes;
 }
 
+at::Tensor sum_by_code(const at::Tensor& values, const at::Tensor& codes, std::int64_t precision,
+                       std::int64_t group_size) {
+  CodeSums sums = check_code_sums(values, codes, precision, group_size);
+  const c10::cuda::CUDAGuard guard(values.device());
+  at::Tensor out = at::empty({sums.rows, sums.groups(), std::int64_t{1} << precision},
+                             values.options().dtype(at::kFloat));
+  if (sums.columns == 0) return out.zero_();
+  sums.values = values.const_data_ptr();
+  sums.codes = codes.const_data_ptr<std::uint8_t>();
+  C10_CUDA_CHECK(
+      cuda::sum_by_code(sums, out.mutable_data_ptr<float>(), at::cuda::getCurrentCUDAStream()));
+  return out;
+}
+
 }  // namespace
 }  // namespace anyprec::ops
 
@@ -104,4 +118,5 @@ TORCH_LIBRARY_IMPL(anyprec, CUDA, m) {
   m.impl("dequantize", &anyprec::ops::dequantize);
   m.impl("pack_planes", &anyprec::ops::pack_planes);
   m.impl("unpack_planes", &anyprec::ops::unpack_planes);
+  m.impl("sum_by_code", &anyprec::ops::sum_by_code);
 }

@@ -40,6 +40,13 @@ at::Tensor unpack_planes(const at::Tensor& planes, std::int64_t out_features,
   return at::empty({planes.size(0), out_features, plane_row_bytes(in_features)}, planes.options());
 }
 
+at::Tensor sum_by_code(const at::Tensor& values, const at::Tensor& codes, std::int64_t precision,
+                       std::int64_t group_size) {
+  const CodeSums sums = check_code_sums(values, codes, precision, group_size);
+  return at::empty({sums.rows, sums.groups(), std::int64_t{1} << precision},
+                   values.options().dtype(at::kFloat));
+}
+
 }  // namespace
 }  // namespace anyprec::ops
 
@@ -48,4 +55,5 @@ TORCH_LIBRARY_IMPL(anyprec, Meta, m) {
   m.impl("dequantize", &anyprec::ops::dequantize);
   m.impl("pack_planes", &anyprec::ops::pack_planes);
   m.impl("unpack_planes", &anyprec::ops::unpack_planes);
+  m.impl("sum_by_code", &anyprec::ops::sum_by_code);
 }

@@ -4,6 +4,7 @@
 //   dequantize    W_b as a dense matrix [N, K] of `dtype`
 //   pack_planes   canonical planes uint8 [P, N, ceil(K/8)] -> the layout of the tensor's device
 //   unpack_planes the inverse
+//   sum_by_code   sums of values [N, K] over the columns of each code: fp32 [N, G, 2^b]
 //
 // planes: packed, at least `precision` of them; lut: fp16 [N, G, 2^min(b, L)]; alpha: fp16
 // [N, G, b - L, C] where b > L, else None. L follows from the tensors: see codebook_of in checks.h.
@@ -20,5 +21,7 @@ TORCH_LIBRARY(anyprec, m) {
       {at::Tag::pt2_compliant_tag});
   m.def("pack_planes(Tensor planes, int in_features) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("unpack_planes(Tensor planes, int out_features, int in_features) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def("sum_by_code(Tensor values, Tensor codes, int precision, int group_size) -> Tensor",
         {at::Tag::pt2_compliant_tag});
 }

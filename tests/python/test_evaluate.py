@@ -103,6 +103,32 @@ def test_original_agrees_with_itself(written, tokens):
     assert score.top1 == 1
 
 
+def assert_same_scores(found, wanted, rel):
+    pairs = zip([*found.results, found.original], [*wanted.results, wanted.original], strict=True)
+    for one, other in pairs:
+        numbers, wanted_numbers = one.to_dict(), other.to_dict()
+        assert numbers == pytest.approx(wanted_numbers, rel=rel, abs=1e-5)
+
+
+def test_scores_do_not_depend_on_how_many_windows_a_pass_takes(model, written, tokens, monkeypatch):
+    wanted = evaluate(model, tokens, [2, 8], written.original)
+    monkeypatch.setattr("anyprec.evaluate._windows_in_a_pass", lambda *_: 2)
+    steps = []
+    found = evaluate(model, tokens, [2, 8], written.original, on_step=lambda: steps.append(1))
+    assert_same_scores(found, wanted, 1e-3)
+    assert len(steps) == 3 * len(tokens)
+
+
+@pytest.mark.gpu
+def test_scores_on_a_gpu_are_those_of_a_cpu(model, written, tokens):
+    wanted = evaluate(model, tokens, [2, 8], written.original)
+    on_gpu = AnyPrecisionForCausalLM.from_quantized(
+        written.path, precisions=[2, 8], device="cuda", dtype="float32"
+    )
+    original = tiny_model("llama").to("cuda")
+    assert_same_scores(evaluate(on_gpu, tokens, [2, 8], original), wanted, 2e-2)
+
+
 def test_single_window_has_no_error_bar(model, tokens):
     result = evaluate(model, tokens[:1], [8])
     assert result.results[0].stderr is None

@@ -109,6 +109,7 @@ def test_opcheck(form):
     )
     torch.library.opcheck(ops.pack_planes, (matrix.canonical, 64))
     torch.library.opcheck(ops.unpack_planes, (planes, 16, 64))
+    torch.library.opcheck(ops.sum_by_code, (torch.randn(3, 64), torch.zeros(3, 64).byte(), 2, 32))
 
 
 def test_compiles_into_one_graph_with_dynamic_batch():
@@ -196,3 +197,41 @@ def test_wrong_arguments_are_named(kwargs, message):
     fake = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
     with pytest.raises((ValueError, TypeError), match=message):
         ops.linear(**fake)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("group_size", [0, 32, 64])
+@pytest.mark.parametrize("precision", range(2, 9))
+def test_sums_by_code_are_those_of_the_columns(device, dtype, group_size, precision):
+    for n, k in [(5, 1), (33, 200), (3, 4097)]:
+        rng = np.random.default_rng(k)
+        codes = rng.integers(0, 256, (n, k), dtype=np.uint8)  # higher bits do not count
+        values = torch.from_numpy(rng.standard_normal((n, k))).to(dtype)
+        size = group_size or k
+        want = np.zeros((n, -(-k // size), 1 << precision))
+        place = (
+            np.arange(n)[:, None],
+            np.arange(k)[None] // size,
+            codes.astype(int) % (1 << precision),
+        )
+        np.add.at(want, place, values.double().numpy())
+        arguments = (values.to(device), torch.from_numpy(codes).to(device), precision, group_size)
+        sums = ops.sum_by_code(*arguments)
+        assert sums.dtype == torch.float32
+        np.testing.assert_allclose(sums.cpu().numpy(), want, rtol=1e-5, atol=1e-4)
+        assert torch.equal(sums, ops.sum_by_code(*arguments))
+
+
+def test_sums_by_code_name_wrong_arguments():
+    values, codes = torch.zeros(4, 64), torch.zeros(4, 64, dtype=torch.uint8)
+    for arguments, message in [
+        ((values, codes, 9, 0), "precision: found 9"),
+        ((values, codes, 2, 40), "group_size: found 40"),
+        ((values.double(), codes, 2, 0), "dtype: found Double"),
+        ((values.T, codes, 2, 0), r"values: wanted a contiguous matrix \[N, K\]"),
+        ((values, codes.int(), 2, 0), "codes: found dtype Int, wanted uint8"),
+        ((values, codes[:3], 2, 0), r"codes: found shape \[3, 64\]"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            ops.sum_by_code(*arguments)

@@ -337,8 +337,8 @@ class TestDistillation:
 
         real = refinement.distill
 
-        def never(student, teacher, training, judging, precision, *args, **kwargs):
-            outcome, _ = real(student, teacher, training, judging, precision, *args, **kwargs)
+        def never(student, teacher, precision, *args, **kwargs):
+            outcome, _ = real(student, teacher, precision, *args, **kwargs)
             return type(outcome)(precision, outcome.before, outcome.before, False, 0), {}
 
         monkeypatch.setattr(refinement, "distill", never)

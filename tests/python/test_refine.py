@@ -9,15 +9,20 @@ from typer.testing import CliRunner
 
 from anyprec import AnyPrecisionForCausalLM
 from anyprec._core import Checkpoint, FormatError, verify_checkpoint
+from anyprec.blocks import Blocks
+from anyprec.calibrate import placed
 from anyprec.cli.app import app
-from anyprec.distill import DistillError, DistillOptions, distill
+from anyprec.distill import DistillError, DistillOptions, batch_rows, distill
+from anyprec.distill_step import DistillStep
 from anyprec.linear import AnyPrecisionLinear
 from anyprec.refinement import refine
 from anyprec.rewrite import rewrite_checkpoint
-from anyprec.table_linear import TrainableCodebook, codebook_basis
+from anyprec.table_linear import TrainableCodebooks, codebook_basis
+from anyprec.teacher import teach
 from checkpoints import byte_tokenizer, tiny_model, write_checkpoint
 from matrices import FORMS, classes_of, random_matrix
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 HYBRID = {"lut_bits": 3, "cell_groups": "io", "group_size": 0}
 
 
@@ -49,41 +54,55 @@ def test_the_basis_is_the_forms_definition(precision, cells):
         np.testing.assert_array_equal(basis[code], want)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("precision", [2, 3, 5])
-def test_a_trainable_codebook_computes_and_differentiates_the_layer(form, precision):
+def test_trainable_codebooks_compute_and_differentiate_the_layer(form, precision, device):
     matrix = random_matrix(6, 96, precision, **form)
-    trainable = TrainableCodebook(linear_of(matrix), precision)
-    dense = torch.from_numpy(matrix.dense()).float()
-    x = torch.randn(2, 5, 96, requires_grad=True)
-    y = trainable(x)
-    torch.testing.assert_close(y, x @ dense.T, rtol=1e-4, atol=1e-5)
-
-    out_grad = torch.randn_like(y)
-    y.backward(out_grad)
-    torch.testing.assert_close(x.grad, out_grad @ dense, rtol=1e-4, atol=1e-5)
-    # The gradient of a parameter is the change of the loss for a step of it.
-    loss = lambda: (trainable(x.detach()) * out_grad).sum().item()  # noqa: E731
-    for at in [(0, 0, 0), (3, 0, 1), (5, trainable.offset.shape[1] - 1, 2)]:
-        step = 0.05
-        values = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                trainable.offset[at] += sign * step
-            values.append(loss())
-            with torch.no_grad():
-                trainable.offset[at] -= sign * step
-        slope = (values[0] - values[1]) / (2 * step)
-        assert trainable.offset.grad[at].item() == pytest.approx(slope, rel=2e-2, abs=2e-3)
+    linear = linear_of(matrix).to(device)
+    trainable = TrainableCodebooks({"linear": linear}, precision)
+    dense = torch.from_numpy(matrix.dense()).float().to(device)
+    x = torch.randn(2, 5, 96, device=device, requires_grad=True)
+    with trainable.attached():
+        y = linear(x)
+        torch.testing.assert_close(y, x @ dense.T, rtol=1e-4, atol=1e-5)
+        out_grad = torch.randn_like(y)
+        y.backward(out_grad)
+        torch.testing.assert_close(x.grad, out_grad @ dense, rtol=1e-4, atol=1e-5)
+        trainable.collect()
+        # The loss is linear in the parameters: a gradient is the change for a step of any size.
+        size = trainable.offset.numel()
+        for at in {0, 1, size // 3, size - 9, size - 8}:
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    trainable.offset[at] += sign
+                trainable.refresh()
+                values.append((linear(x) * out_grad).sum().item())
+                with torch.no_grad():
+                    trainable.offset[at] -= sign
+            slope = (values[0] - values[1]) / 2
+            assert trainable.offset.grad[at].item() == pytest.approx(slope, rel=5e-3, abs=2e-3)
+    assert "forward" not in linear.__dict__
 
 
 def test_codebooks_come_out_as_they_were_stored():
-    for form in FORMS:
-        matrix = random_matrix(6, 96, 5, **form)
-        lut, alpha = TrainableCodebook(linear_of(matrix), 5).codebooks()
+    matrices = [random_matrix(6, 96, 5, **form) for form in FORMS]
+    linears = {str(i): linear_of(matrix) for i, matrix in enumerate(matrices)}
+    found = TrainableCodebooks(linears, 5).codebooks()
+    for matrix, (lut, alpha) in zip(matrices, found.values(), strict=True):
         assert torch.equal(lut, matrix.lut)
         assert (alpha is None) == (matrix.alpha is None)
         assert alpha is None or torch.equal(alpha, matrix.alpha)
+
+
+def test_batches_take_every_window_once_before_any_twice():
+    batches = batch_rows(10, 4)
+    rows = [row for _ in range(5) for row in next(batches)]
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10] != rows[10:]
+    again = batch_rows(10, 4)
+    assert [row for _ in range(5) for row in next(again)] == rows
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +166,7 @@ def test_what_is_written_is_what_was_judged(checkpoint, original, text_file):
     from anyprec.refinement import _tokens
 
     ids = _tokens(checkpoint, str(text_file), 20, 32, None).ids
-    again, _ = distill(model, original[1].float(), ids[:-4], ids[-4:], 2, options)
+    again, _ = distill(model, teach(original[1], ids[:-4], ids[-4:]), 2, options)
     assert again.before == pytest.approx(done.outcomes[0].after, rel=1e-5)
 
 
@@ -175,10 +194,67 @@ def test_the_student_is_left_as_it_was(checkpoint, original):
         before = model(ids, precision=3).logits
     flags = [p.requires_grad for p in model.parameters()]
     rows = np.random.default_rng(0).integers(0, 256, (4, 16))
-    distill(model, original[1].float(), rows[:3], rows[3:], 3, DistillOptions(2, 1))
+    distill(model, teach(original[1], rows[:3], rows[3:]), 3, DistillOptions(2, 1))
     with torch.no_grad():
         assert torch.equal(model(ids, precision=3).logits, before)
     assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def step_gradients(checkpoint, original, device, cuda_graph, dtype="float32"):
+    """offset.grad and loss of three steps on different windows, with other codebooks each time."""
+    model = AnyPrecisionForCausalLM.from_quantized(checkpoint, device=device, dtype=dtype)
+    rows = np.random.default_rng(0).integers(0, 256, (9, 16))
+    with placed(original[1], torch.device(device), model.dtype) as reference:
+        teacher = teach(reference, rows[:8], rows[8:])
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, AnyPrecisionLinear)}
+    codebooks = TrainableCodebooks(linears, 3)
+    blocks = Blocks(model, linears)
+    model.requires_grad_(False)
+    with codebooks.attached(), blocks.attached():
+        step = DistillStep(model, codebooks, blocks, teacher, 4, cuda_graph)
+        found = []
+        for rows in ([0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]):
+            loss = step(rows)
+            found.append((codebooks.offset.grad.clone(), loss.clone()))
+            with torch.no_grad():
+                codebooks.offset += 1e-2 * torch.arange(len(codebooks.offset), device=device).cos()
+    return found
+
+
+def assert_same_steps(found, wanted, rtol):
+    for (grad, loss), (wanted_grad, wanted_loss) in zip(found, wanted, strict=True):
+        scale = wanted_grad.abs().max().item()
+        torch.testing.assert_close(grad.cpu(), wanted_grad.cpu(), rtol=rtol, atol=rtol * scale)
+        torch.testing.assert_close(loss.cpu(), wanted_loss.cpu(), rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_replayed_steps_see_new_codebooks_and_agree_with_the_cpus(checkpoint, original):
+    graph = step_gradients(checkpoint, original, "cuda", True)
+    eager = step_gradients(checkpoint, original, "cuda", False)
+    assert_same_steps(graph, eager, 1e-4)
+    assert_same_steps(graph, step_gradients(checkpoint, original, "cpu", False), 2e-2)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_computes_in_half_precision_too(checkpoint, original):
+    graph = step_gradients(checkpoint, original, "cuda", True, dtype="bfloat16")
+    assert_same_steps(
+        graph, step_gradients(checkpoint, original, "cuda", False, dtype="bfloat16"), 2e-2
+    )
+
+
+@pytest.mark.gpu
+def test_refining_on_a_gpu_gives_the_same_bytes_and_reports_its_cost(
+    checkpoint, original, text_file, tmp_path
+):
+    for out in ("a", "b"):
+        done = refine(
+            checkpoint, original[0], **settings(text_file, out=tmp_path / out, device="cuda")
+        )
+        assert done.written and all(outcome.kept for outcome in done.outcomes)
+        assert all(cost.peak_memory > 0 and cost.step > 0 for cost in done.costs)
+    assert tensors(tmp_path / "a") == tensors(tmp_path / "b")
 
 
 def test_requests_that_cannot_be_met_are_named(checkpoint, original, text_file, tmp_path):

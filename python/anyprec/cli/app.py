@@ -8,6 +8,7 @@ from anyprec.cli.allocate import allocate_command
 from anyprec.cli.eval import eval_command
 from anyprec.cli.generate import generate_command
 from anyprec.cli.inspect import inspect_command
+from anyprec.cli.plot import plot_command
 from anyprec.cli.quantize import quantize_command
 from anyprec.cli.refine import refine_command
 from anyprec.cli.verify import verify_command
@@ -23,6 +24,7 @@ app.command("refine")(refine_command)
 app.command("allocate")(allocate_command)
 app.command("generate")(generate_command)
 app.command("eval")(eval_command)
+app.command("plot")(plot_command)
 app.command("inspect")(inspect_command)
 app.command("verify")(verify_command)
 

@@ -56,16 +56,20 @@ def refine_command(
     dtype: Annotated[
         str,
         typer.Option(
-            help="To compute in: auto (float32 on a CPU, bfloat16 on a GPU), float32, bfloat16 or "
-            "float16."
+            help="To compute in: auto (float32; bfloat16 for large models on a GPU), "
+            "float32, bfloat16 or float16."
         ),
     ] = "auto",
+    cuda_graph: Annotated[
+        bool, typer.Option(help="On a GPU, capture a step as one CUDA graph and replay it.")
+    ] = True,
     json: JsonOption = None,
 ) -> None:
     """Distil the codebooks of chosen precisions from the original model.
 
-    Codes stay, and every other precision: what changes are the tables. A part of the text that is
-    not trained on decides; a precision that does not get better there keeps what it had.
+    Codes stay, and every other precision: what changes are the tables (norms and biases are
+    shared by all precisions). A part of the text that is not trained on decides; a precision that
+    does not get better there keeps what it had.
 
     Example: anyprec refine out --original model --precisions 2,3 --dataset text.txt --device cuda
     """
@@ -87,6 +91,7 @@ def refine_command(
         learning_rate=learning_rate,
         device=resolve(device, dtype)[0],
         dtype=dtype,
+        cuda_graph=cuda_graph,
         progress=True,
     )
     console.print(_table(done))

@@ -1,0 +1,257 @@
+"""Quality of a model by recipe and codebook: quantize, refine, evaluate, one report.
+
+A variant is RECIPE:CODEBOOK, or RECIPE:CODEBOOK:PRECISIONS with the precisions to refine. Each of
+its stages leaves its result in the folder, and a run that was interrupted goes on with the first
+stage that is missing; one whose request has changed is done again, with those after it.
+
+    python benchmarks/quality/run.py MODEL --text TEST.txt --learn TEXT.txt --out results \\
+        --variant fast:lut --variant balanced:lut:2,3,4,5,6 --variant balanced:hybrid:2,3,4,5,6
+
+Writes into the folder VARIANT.json, an evaluation as of `anyprec eval --json` (so that
+`anyprec plot results` draws them), and summary.json with times and peak memory of every stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyprec import AnyPrecisionForCausalLM, Checkpoint
+from anyprec.calibrate import placed
+from anyprec.evaluate import evaluate, load_text, windows
+from anyprec.quantization import quantize
+from anyprec.refinement import refine
+from anyprec.report import bits_per_weight, linear_sizes
+from anyprec.source import Source, load_source
+
+_STARTED = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Variant:
+    recipe: str
+    codebook: str
+    refined: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        parts = text.split(":")
+        if len(parts) not in (2, 3) or not all(parts):
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: wanted RECIPE:CODEBOOK or RECIPE:CODEBOOK:2,3,4"
+            )
+        try:
+            refined = tuple(int(item) for item in parts[2].split(",")) if len(parts) == 3 else ()
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: precisions {parts[2]!r}, wanted 2,3,4 for example"
+            ) from None
+        return cls(parts[0], parts[1], refined)
+
+    @property
+    def base(self) -> str:
+        """Of the quantized checkpoint, which variants that differ in refinement only share."""
+        return f"{Path(self.recipe).stem}-{self.codebook}"
+
+    @property
+    def name(self) -> str:
+        return self.base + ("-refined" + "".join(map(str, self.refined)) if self.refined else "")
+
+
+class Stages:
+    """Runs stages of work once; the result of each is a file."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder, self._device = folder / "stages", device
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self,
+        name: str,
+        request: dict[str, Any],
+        work: Callable[[], dict[str, Any]],
+        needed: Path | None = None,
+    ) -> dict[str, Any]:
+        """needed: what the stage makes beside its result; without it the stage is done again."""
+        file = self._folder / f"{name}.json"
+        request = json.loads(json.dumps(request))
+        if file.exists() and (needed is None or needed.exists()):
+            done = json.loads(file.read_text())
+            if done["request"] == request:
+                say(f"{name}: there already")
+                return done
+        say(f"{name} ...")
+        on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        started = time.monotonic()
+        result = work()
+        done = {
+            "request": request,
+            "seconds": time.monotonic() - started,
+            "peak_gpu_memory": self._peak(result) if on_gpu else None,
+            "result": result,
+        }
+        write(file, done)
+        say(f"{name}: {done['seconds']:.1f} s")
+        return done
+
+    def _peak(self, result: dict[str, Any]) -> int:
+        """Bytes; refining begins to count anew with each precision, so their own counts join."""
+        costs = [cost["peak_memory"] for cost in result.get("costs", ())]
+        return max(torch.cuda.max_memory_allocated(self._device), *costs, 0)
+
+
+def say(text: str) -> None:
+    print(f"[{time.monotonic() - _STARTED:6.1f} s] {text}", flush=True)
+
+
+def write(file: Path, content: Any) -> None:
+    """Whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+def evaluated(
+    checkpoint: Path, source: Source, text: str, args: argparse.Namespace
+) -> dict[str, Any]:
+    device = torch.device(args.device)
+    opened = Checkpoint(checkpoint)
+    precisions = opened.available_precisions
+    model = AnyPrecisionForCausalLM.from_quantized(checkpoint, device=device, dtype=args.dtype)
+    tokens = windows(source.tokenizer, load_text(text), args.seq_len, args.max_windows)
+    with placed(source.model, device, model.dtype) as original:
+        report = evaluate(model, tokens, precisions, original).to_dict()
+    sizes = linear_sizes(opened)
+    for row in report["results"]:
+        each = {size.name: row["precision"] for size in sizes}
+        row["bits_per_weight"] = bits_per_weight(sizes, each)
+        shown = row["perplexity"]
+        say(
+            f"  {row['precision']} bits ({row['bits_per_weight']:.2f}): perplexity "
+            f"{'overflow' if shown is None else format(shown, '.3f')}, "
+            f"KL {row['kl'] if row['kl'] is None else format(row['kl'], '.5f')}, "
+            f"top-1 {row['top1']:.2%}"
+        )
+    say(f"  original: {report['original']['perplexity']:.3f}")
+    return report | {"dataset": text, "device": args.device, "dtype": args.dtype}
+
+
+def one_variant(
+    variant: Variant, stages: Stages, source: Source, args: argparse.Namespace
+) -> dict[str, Any]:
+    made = args.out / "checkpoints" / variant.base
+    quantizing = {
+        "recipe": variant.recipe,
+        "codebook": variant.codebook,
+        "seed_precision": args.seed_precision,
+        "dataset": args.learn,
+        "num_examples": args.num_examples,
+        "device": args.device,
+    }
+    done = {
+        "quantize": stages.run(
+            f"{variant.base}.quantize",
+            {"model": args.model, **quantizing},
+            lambda: {
+                "status": quantize(
+                    args.model, made, overwrite=True, precisions=range(2, 9), **quantizing
+                ).status
+            },
+            needed=made,
+        )
+    }
+    judged, refining = made, None
+    if variant.refined:
+        judged = args.out / "checkpoints" / variant.name
+        refining = {
+            "precisions": variant.refined,
+            "dataset": args.learn,
+            "steps": args.steps,
+            "device": args.device,
+        }
+        done["refine"] = stages.run(
+            f"{variant.name}.refine",
+            {"of": done["quantize"]["request"], **refining},
+            lambda: refined(made, judged, source, refining),
+            needed=judged,
+        )
+        for cost in done["refine"]["result"]["costs"]:
+            say(f"  {cost['precision']} bits: {1e3 * cost['step']:.1f} ms a step")
+    for text in args.text:
+        suffix = "" if text == args.text[0] else f"-{Path(text).stem}"
+        evaluating = {
+            "of": [done["quantize"]["request"], refining],
+            "text": text,
+            "seq_len": args.seq_len,
+            "max_windows": args.max_windows,
+            "dtype": args.dtype,
+            "device": args.device,
+        }
+        done[f"evaluate{suffix}"] = stages.run(
+            f"{variant.name}.evaluate{suffix}",
+            evaluating,
+            lambda text=text: evaluated(judged, source, text, args),
+        )
+        folder = args.out if not suffix else args.out / suffix.removeprefix("-")
+        folder.mkdir(exist_ok=True)
+        write(folder / f"{variant.name}.json", done[f"evaluate{suffix}"]["result"])
+    return {"variant": variant.name, "stages": done}
+
+
+def refined(made: Path, out: Path, source: Source, options: dict[str, Any]) -> dict[str, Any]:
+    done = refine(made, source, out=out, overwrite=True, progress=True, **options)
+    if not done.written:  # what was there stands
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(made, out)
+    return done.to_dict()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a model folder, a hub name, or a .gguf file")
+    parser.add_argument("--variant", type=Variant.parse, action="append", required=True)
+    parser.add_argument("--text", action="append", required=True, help="to measure on; repeatable")
+    parser.add_argument("--learn", required=True, help="text for calibration and distillation")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of results")
+    parser.add_argument("--seed-precision", type=int, default=3)
+    parser.add_argument("--num-examples", type=int, default=100, help="calibration sequences")
+    parser.add_argument("--steps", type=int, default=300, help="of distillation, a precision")
+    parser.add_argument(
+        "--seq-len", type=int, default=2048, help="tokens in a window that is judged"
+    )
+    parser.add_argument("--max-windows", type=int)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="float16", help="to evaluate in")
+    args = parser.parse_args()
+
+    device = torch.device(args.device)
+    stages = Stages(args.out, device)
+    source = load_source(args.model)
+    say(f"{args.model} is read")
+    summary: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "variants": [],
+    }
+    for variant in args.variant:
+        summary["variants"].append(one_variant(variant, stages, source, args))
+        summary["peak_ram"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        write(args.out / "summary.json", summary)
+    say(f"done: {args.out / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    main()

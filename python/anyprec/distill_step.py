@@ -1,0 +1,142 @@
+"""One step's forward and backward pass, on a GPU as one CUDA graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anyprec.blocks import Blocks
+from anyprec.determinism import deterministic
+from anyprec.divergence import kl_backward
+from anyprec.output_head import last_hidden, output_head
+from anyprec.table_linear import TrainableCodebooks
+from anyprec.teacher import Teacher
+
+# Where the activations of a batch would take more than this of a GPU's free memory, blocks are
+# computed again in the backward pass. Warm-up and graph have their own pools, one after the other.
+_ACTIVATIONS_SHARE = 0.5
+
+
+class StepError(RuntimeError):
+    """A model whose step cannot be captured."""
+
+
+class DistillStep:
+    """The gradient of the mean KL divergence of a batch with respect to trainable codebooks.
+
+    student: with `codebooks` attached. On a GPU the batch goes through in one pass, captured once
+    and replayed (cuda_graph), and blocks are recomputed where their activations would not fit; on a
+    CPU sequence by sequence. All of these give the same gradients up to rounding, and the same
+    bytes every time.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        codebooks: TrainableCodebooks,
+        blocks: Blocks,
+        teacher: Teacher,
+        batch_size: int,
+        cuda_graph: bool = True,
+    ) -> None:
+        self._student, self._codebooks, self._blocks = student, codebooks, blocks
+        self._teacher = teacher
+        self._head = output_head(student)
+        self._device = student.device
+        self._ids, self._wanted = teacher.training.batch(range(1))
+        self._strict = True
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._loss: Tensor | None = None
+        on_gpu = self._device.type == "cuda"
+        self._at_once = batch_size if on_gpu else 1
+        if on_gpu:
+            blocks.recompute = self._activations() * batch_size > _ACTIVATIONS_SHARE * _free()
+        rows = [row % len(teacher.training) for row in range(batch_size)]
+        self._ids, self._wanted = teacher.training.batch(rows)
+        if on_gpu and cuda_graph:
+            self._capture()
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks are computed again in the backward pass."""
+        return self._blocks.recompute
+
+    def __call__(self, rows: Sequence[int]) -> Tensor:
+        """Sets the codebooks' offset.grad by these training windows, as many as the batch has.
+
+        Returns the mean KL divergence of a token: fp32, on the device, overwritten by the next step
+        where that is a graph.
+        """
+        self._teacher.training.load(rows, self._ids, self._wanted)
+        if self._graph is None:
+            return self._run()
+        self._graph.replay()
+        return self._loss
+
+    def _run(self) -> Tensor:
+        try:
+            with deterministic(self._device, self._strict):
+                return self._pass()
+        except RuntimeError as error:
+            if not self._strict or "deterministic" not in str(error):
+                raise
+            # An operator of this model has no deterministic kernel; found in the first step.
+            warnings.warn(
+                f"distillation will not be reproducible to the bit: {error}", stacklevel=2
+            )
+            self._strict = False
+            return self._run()
+
+    def _pass(self) -> Tensor:
+        self._codebooks.refresh()
+        loss = torch.zeros((), device=self._device)
+        for at in range(0, len(self._ids), self._at_once):
+            here = slice(at, at + self._at_once)
+            hidden = last_hidden(self._student, self._ids[here])
+            loss += kl_backward(
+                hidden, self._head, self._wanted[here], self._teacher.head, self._ids.numel()
+            )
+        self._codebooks.collect()
+        return loss
+
+    def _activations(self) -> int:
+        """Bytes that a pass over one sequence takes beside what is there."""
+        self._run()  # whatever is made once
+        torch.cuda.synchronize(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        self._run()
+        torch.cuda.synchronize(self._device)
+        taken = torch.cuda.max_memory_allocated(self._device) - before
+        torch.cuda.empty_cache()
+        return taken
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._run()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with self._blocks.captured(), torch.cuda.graph(graph):
+                self._loss = self._run()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise StepError(
+                f"{type(self._student).__name__}: a step cannot be captured into a CUDA graph "
+                f"({str(error).splitlines()[0]}); distil without one (--no-cuda-graph)"
+            ) from error
+        self._graph = graph
+
+
+def _free() -> int:
+    """Bytes of the current GPU that are free, or cached by torch."""
+    return torch.cuda.mem_get_info()[0]
