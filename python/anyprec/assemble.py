@@ -62,6 +62,7 @@ class Request:
             "seed_precision": self.options.seed_precision,
             "group_size": self.options.group_size,
             "codebook": self.options.codebook,
+            "codebook_form": list(self.options.form),
             "recipe": self.options.recipe.record(),
             "distillation_text": tokens.record() if tokens else None,
         }
@@ -76,8 +77,8 @@ class Request:
             "quant_method": "anyprec",
             "format_version": FORMAT_VERSION,
             "codebook": {
-                "lut_bits": 8,
-                "cell_groups": "one",
+                "lut_bits": self.options.form[0],
+                "cell_groups": self.options.form[1],
                 "group_size": self.options.group_size,
             },
             "precisions": list(self.options.precisions),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anyprec.options import Options, QuantizeError
+from anyprec.recipes import Descent
 
 # Added to a Hessian's diagonal, of its mean.
 _DAMPING = 0.01
@@ -27,9 +28,29 @@ class HessianFit:
     energy: float
 
 
+def needs_fit(options: Options) -> bool:
+    """Whether codes and codebooks of clustering are only a beginning: for a recipe that refits, and
+    for codebooks that are not full tables.
+    """
+    return options.recipe.refit or options.codebook != "lut"
+
+
+def diagonal_hessian(sensitivities: Tensor) -> Tensor:
+    """What stands for a Hessian where none was summed: the sensitivities' sum over rows [K, K]."""
+    return torch.diag(sensitivities.sum(0, dtype=torch.float64)).float()
+
+
+def _diagonal_descent(precisions: list[int]) -> Descent:
+    """Without a Hessian columns do not interact: few rounds give each weight the code that is best
+    for a form, which are not those of full tables.
+    """
+    widest = min(precisions[-1], 6)
+    return Descent({b: 1.0 for b in precisions if b <= max(widest, precisions[0])}, 3, 2)
+
+
 def check_operator(options: Options) -> None:
-    """Raises QuantizeError where a recipe needs an operator that this build lacks."""
-    if options.recipe.refit and not hasattr(torch.ops.anyprec, "fit"):
+    """Raises QuantizeError where a request needs an operator that this build lacks."""
+    if needs_fit(options) and not hasattr(torch.ops.anyprec, "fit"):
         raise QuantizeError(
             f"recipe {options.recipe.name}: this build of anyprec has no operator anyprec::fit"
         )
@@ -43,19 +64,18 @@ def fit_to_hessian(
     weight: fp32 [N, K]. codes: uint8 [N, K] at the parent precision, to begin with. hessian: fp32
     [K, K], guided, not damped.
     """
-    recipe, precisions = options.recipe, list(options.precisions)
-    descent = recipe.descent
+    precisions = list(options.precisions)
+    descent = options.recipe.descent if options.recipe.refit else _diagonal_descent(precisions)
     weight, hessian = weight.to(device), hessian.to(device)
     codes, luts, alphas, energies = torch.ops.anyprec.fit(
         weight,
         codes.to(device),
         hessian,
-        8,
-        "one",
+        *options.form,
         options.group_size,
         precisions,
         options.seed_precision,
-        recipe.taus(precisions),
+        [float(descent.taus.get(b, 0.0)) if descent else 0.0 for b in precisions],
         descent.rounds if descent else 0,
         descent.child_sweeps if descent else 0,
     )

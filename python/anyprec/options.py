@@ -11,8 +11,10 @@ from anyprec.datasets import BUILTIN
 from anyprec.recipes import DEFAULT_RECIPE, Recipe, load_recipe
 from anyprec.source import Source, parse_dtype
 
-# "lut": a full table per output channel and precision. The only form that this version fits.
-CODEBOOKS = ("lut",)
+# Each kind's own lut_bits and cell_groups (docs/format.md): "lut" has a full table per output
+# channel and precision, "hybrid" a table on the top bits and signed planes below it, "bcq" an
+# offset and signed planes.
+CODEBOOKS = {"lut": (8, "one"), "hybrid": (4, "io"), "bcq": (0, "one")}
 
 
 class QuantizeError(ValueError):
@@ -35,6 +37,8 @@ class Options:
     seed_precision: int = 3
     group_size: int = 0
     codebook: str = "lut"
+    lut_bits: int | None = None  # of a hybrid; None: the kind's own
+    cell_groups: str | None = None  # of a hybrid; None: the kind's own
     recipe: Recipe = field(default_factory=lambda: load_recipe(DEFAULT_RECIPE))
     max_memory: int | None = None  # bytes
     quantize_head: bool = False
@@ -51,13 +55,51 @@ class Options:
             )
         if self.group_size < 0 or self.group_size % 32:
             raise QuantizeError(f"group size {self.group_size}: wanted 0 or a multiple of 32")
-        if self.codebook not in CODEBOOKS:
-            raise QuantizeError(
-                f"codebook {self.codebook!r}: this version fits {', '.join(CODEBOOKS)} only"
-            )
+        self._check_codebook()
         self.recipe.check(b)
         parse_dtype(self.dtype)
         parse_dtype(self.calibration_dtype)
+
+    @property
+    def form(self) -> tuple[int, str]:
+        """lut_bits and cell_groups of the codebooks."""
+        lut_bits, cell_groups = CODEBOOKS[self.codebook]
+        return (
+            lut_bits if self.lut_bits is None else self.lut_bits,
+            cell_groups if self.cell_groups is None else self.cell_groups,
+        )
+
+    def _check_codebook(self) -> None:
+        if self.codebook not in CODEBOOKS:
+            raise QuantizeError(f"codebook {self.codebook!r}: wanted one of {', '.join(CODEBOOKS)}")
+        if self.codebook != "hybrid" and (self.lut_bits, self.cell_groups) != (None, None):
+            raise QuantizeError(
+                f"lut_bits {self.lut_bits}, cell_groups {self.cell_groups}: only a hybrid has them "
+                f"to choose, found codebook {self.codebook!r}"
+            )
+        lut_bits, cell_groups = self.form
+        if self.codebook == "hybrid" and not 1 <= lut_bits <= 7:
+            raise QuantizeError(f"lut_bits {lut_bits}: wanted 1 to 7 for a hybrid")
+        classes(lut_bits, cell_groups)
+
+
+def classes(lut_bits: int, cell_groups: str) -> int:
+    """C: the classes of a table's cells, which share the coefficients of signed planes.
+
+    Raises QuantizeError for groups that are not there, or not with so many bits.
+    """
+    counts = {
+        "one": 1,
+        "io": 2 if lut_bits > 1 else 1,
+        "sym": 2 ** max(lut_bits - 1, 0),
+        "qu": 4,
+        "cell": 2**lut_bits,
+    }
+    if cell_groups not in counts:
+        raise QuantizeError(f"cell_groups {cell_groups!r}: wanted one of {', '.join(counts)}")
+    if cell_groups == "qu" and lut_bits != 4:
+        raise QuantizeError(f"cell_groups 'qu': wanted lut_bits 4, found {lut_bits}")
+    return counts[cell_groups]
 
 
 def resolve_device(device: str) -> str:

@@ -22,7 +22,7 @@ from anyprec.calibrate import LOSS_SCALE, Sums, calibrate, steps
 from anyprec.calibration_plan import Plan, make_plan
 from anyprec.datasets import BUILTIN, Tokens, calibration_tokens
 from anyprec.files import MANIFEST
-from anyprec.hessian_fit import check_operator, fit_to_hessian
+from anyprec.hessian_fit import check_operator, diagonal_hessian, fit_to_hessian, needs_fit
 from anyprec.memory import parse_memory
 from anyprec.modules import Linear, Selection, select_linears
 from anyprec.options import Options, QuantizeError, calibration_dtype, resolve_device
@@ -54,6 +54,8 @@ def quantize(
     seed_precision: int = 3,
     group_size: int = 0,
     codebook: str = "lut",
+    lut_bits: int | None = None,
+    cell_groups: str | None = None,
     recipe: str | os.PathLike[str] | Recipe = DEFAULT_RECIPE,
     max_memory: int | str | None = None,
     threads: int = 0,
@@ -94,7 +96,12 @@ def quantize(
         precisions: rising, without gaps, within 2..8.
         seed_precision: the one that clustering fits directly.
         group_size: columns that share a table, a multiple of 32; 0: the whole row.
-        codebook: "lut".
+        codebook: "lut", a full table per output channel and precision; "hybrid", a table on the top
+            lut_bits (4) with signed planes below, whose coefficients cells of one class share
+            (cell_groups: "one", "io", "sym", "qu", "cell"; "io"); "bcq", an offset and signed
+            planes (docs/format.md). Where a recipe has no Hessian, codes of the latter two are
+            fitted to the sensitivities' sum over rows.
+        lut_bits, cell_groups: of a hybrid; None: 4 and "io".
         recipe: "fast", "balanced", "best" (configs/recipes), a JSON file, or a `recipes.Recipe`.
         max_memory: the most that calibration takes of the device's memory and of RAM, the model
             included: bytes, or text like "20GiB"; None: nine tenths of what is free. Where the
@@ -130,6 +137,8 @@ def quantize(
         seed_precision=seed_precision,
         group_size=group_size,
         codebook=codebook,
+        lut_bits=lut_bits,
+        cell_groups=cell_groups,
         recipe=load_recipe(recipe),
         quantize_head=quantize_head,
         max_memory=None if max_memory is None else parse_memory(max_memory),
@@ -329,6 +338,7 @@ class _Run:
             seed_precision=self.options.seed_precision,
             group_size=self.options.group_size,
             codebook=self.options.codebook,
+            form=list(self.options.form),
             recipe=self.options.recipe.fit_record(),
             producer=PRODUCER,
         )
@@ -423,12 +433,15 @@ def _fit(
         group_size=options.group_size,
         pool=pool,
     )
-    if sums.hessian is None:
+    if not needs_fit(options):
         codes, luts, alphas = matrix.codes, matrix.luts, {}
         errors = {b: matrix.errors[b] for b in options.precisions}
         energy = float(np.einsum("nk,nk,nk->", s, weights, weights, dtype=np.float64))
     else:
-        fit = fit_to_hessian(weight, torch.from_numpy(matrix.codes), sums.hessian, options, device)
+        hessian = sums.hessian
+        if hessian is None:
+            hessian = diagonal_hessian(sums.sensitivities)
+        fit = fit_to_hessian(weight, torch.from_numpy(matrix.codes), hessian, options, device)
         codes, errors, energy = fit.codes.numpy(), fit.energies, fit.energy
         luts = {b: lut.numpy() for b, lut in fit.luts.items()}
         alphas = {b: alpha.numpy() for b, alpha in fit.alphas.items()}
@@ -492,7 +505,7 @@ def _distillation_tokens(source: Source, options: Options) -> Tokens | None:
 
 
 def _plan(source: Source, selection: Selection, options: Options, out: Path) -> Summary:
-    sizes = precision_sizes(selection.linears, options.precisions, options.group_size)
+    sizes = precision_sizes(selection.linears, options.precisions, options.group_size, options.form)
     item = source.dtype.itemsize
     main = next(source.model.parameters()).dtype
 

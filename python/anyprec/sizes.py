@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from anyprec.modules import Linear
+from anyprec.options import classes
 
-_LUT_ENTRY_BYTES = 2  # fp16
+_ENTRY_BYTES = 2  # fp16
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class PrecisionSize:
 
     precision: int
     plane_bytes: int  # planes 0 .. precision - 1
-    lut_bytes: int  # the tables of this precision
+    lut_bytes: int  # the tables and alphas of this precision
     file_bytes: int  # tensors in this precision's own file
-    bits_per_weight: float  # planes and tables
+    bits_per_weight: float  # planes and codebooks
 
     @property
     def bytes(self) -> int:
@@ -30,12 +31,17 @@ class PrecisionSize:
 
 
 def precision_sizes(
-    linears: Iterable[Linear], precisions: Sequence[int], group_size: int = 0
+    linears: Iterable[Linear],
+    precisions: Sequence[int],
+    group_size: int = 0,
+    form: tuple[int, str] = (8, "one"),
 ) -> list[PrecisionSize]:
-    """Sizes at each precision (rising, contiguous) with full tables in fp16.
+    """Sizes at each precision (rising, contiguous) with codebooks in fp16.
 
-    One plane of a linear takes N ceil(K/8) bytes, its tables at precision b N G 2^b entries.
+    form: lut_bits L and cell_groups with C classes. One plane of a linear takes N ceil(K/8) bytes,
+    its codebooks at precision b N G entries of 2^min(b, L) + max(b - L, 0) C.
     """
+    lut_bits = form[0]
     linears = list(linears)
     weights = sum(linear.out_features * linear.in_features for linear in linears)
     plane = sum(linear.out_features * -(-linear.in_features // 8) for linear in linears)
@@ -45,7 +51,8 @@ def precision_sizes(
     )
     sizes = []
     for precision in precisions:
-        lut = rows * 2**precision * _LUT_ENTRY_BYTES
+        entries = 2 ** min(precision, lut_bits) + max(precision - lut_bits, 0) * classes(*form)
+        lut = rows * entries * _ENTRY_BYTES
         new_planes = precision if precision == precisions[0] else 1
         sizes.append(
             PrecisionSize(

@@ -5,9 +5,17 @@
 //   pack_planes   canonical planes uint8 [P, N, ceil(K/8)] -> the layout of the tensor's device
 //   unpack_planes the inverse
 //   sum_by_code   sums of values [N, K] over the columns of each code: fp32 [N, G, 2^b]
+//   fit           codes and codebooks of a weight matrix against a Hessian (src/fit)
 //
 // planes: packed, at least `precision` of them; lut: fp16 [N, G, 2^min(b, L)]; alpha: fp16
 // [N, G, b - L, C] where b > L, else None. L follows from the tensors: see codebook_of in checks.h.
+//
+// fit: weight fp32 [N, K]; codes uint8 [N, K] at the widest of `precisions`, to begin with; hessian
+// fp32 [K, K], 0.01 of its mean diagonal is added; taus: the weight of each precision in the joint
+// descent, 0 where it takes no part; rounds: of descent, 0 for a refit of codebooks alone;
+// child_sweeps: for each bit beyond the widest precision with a tau. Returns codes, for each
+// precision lut and alpha (fp32 with values of fp16; alpha has no elements where b <= L), and fp64
+// [precisions], the sums over rows of (w - value)^T H (w - value) with the damped Hessian.
 #include <torch/library.h>
 
 TORCH_LIBRARY(anyprec, m) {
@@ -24,4 +32,8 @@ TORCH_LIBRARY(anyprec, m) {
         {at::Tag::pt2_compliant_tag});
   m.def("sum_by_code(Tensor values, Tensor codes, int precision, int group_size) -> Tensor",
         {at::Tag::pt2_compliant_tag});
+  m.def(
+      "fit(Tensor weight, Tensor codes, Tensor hessian, int lut_bits, str cell_groups, "
+      "int group_size, int[] precisions, int seed_precision, float[] taus, int rounds, "
+      "int child_sweeps) -> (Tensor codes, Tensor[] luts, Tensor[] alphas, Tensor energies)");
 }

@@ -98,7 +98,7 @@ def test_precisions_of_another_form_are_wrong_usage(run, tiny_source, tmp_path, 
     [
         (("--precisions", "3,5"), "wanted a rising range without gaps"),
         (("--dataset", "nowhere"), "'nowhere' is neither"),
-        (("--codebook", "hybrid"), "this version fits lut only"),
+        (("--codebook", "huffman"), "wanted one of lut, hybrid, bcq"),
         (("--modules", "*.wq"), "'*.wq' matches no linear layer"),
         (("--recipe", "superb"), "neither one of balanced, best, fast nor a file"),
         (("--max-memory", "lots"), "memory 'lots': wanted an amount like 20GiB"),

@@ -29,8 +29,22 @@ def quantize_command(
         int, typer.Option(help="Columns that share a table, a multiple of 32; 0: the whole row.")
     ] = 0,
     codebook: Annotated[
-        str, typer.Option(help="lut: a full table per output channel and precision.")
+        str,
+        typer.Option(
+            help="lut: a full table per output channel and precision; hybrid: a table on the top "
+            "bits and signed planes below; bcq: an offset and signed planes."
+        ),
     ] = "lut",
+    lut_bits: Annotated[
+        int | None, typer.Option(help="Bits of a hybrid's table, 1 to 7; 4 unless given.")
+    ] = None,
+    cell_groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Cells of a hybrid's table that share coefficients: one, io (the default), sym, "
+            "qu or cell."
+        ),
+    ] = None,
     recipe: Annotated[
         str,
         typer.Option(
@@ -134,6 +148,8 @@ def quantize_command(
         seed_precision=seed_precision,
         group_size=group_size,
         codebook=codebook,
+        lut_bits=lut_bits,
+        cell_groups=cell_groups,
         recipe=recipe,
         max_memory=max_memory,
         threads=threads,

@@ -1,0 +1,204 @@
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "anyprec/error.h"
+#include "src/fit/fit_rows.h"
+
+namespace anyprec::fit {
+namespace {
+
+// Rows that one thread fits from beginning to end: the bytes do not depend on threads.
+constexpr std::int64_t kThreadRows = 64;
+// What the rows that a GPU has at once take, about.
+constexpr std::int64_t kDeviceBytes = std::int64_t{4} << 30;
+
+using Result = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor>;
+
+struct Arguments {
+  const at::Tensor& weight;
+  const at::Tensor& codes;
+  const at::Tensor& hessian;
+};
+
+void check_tensors(const Arguments& a, int parent) {
+  const at::Tensor& w = a.weight;
+  TORCH_CHECK_TYPE(w.scalar_type() == at::kFloat, "weight: found dtype ", w.scalar_type(),
+                   ", wanted float32");
+  TORCH_CHECK_VALUE(w.dim() == 2 && w.size(0) >= 1 && w.size(1) >= 1, "weight: found shape ",
+                    w.sizes(), ", wanted [N, K], neither of them 0");
+  TORCH_CHECK_TYPE(a.codes.scalar_type() == at::kByte, "codes: found dtype ", a.codes.scalar_type(),
+                   ", wanted uint8");
+  TORCH_CHECK_VALUE(a.codes.sizes() == w.sizes(), "codes: found shape ", a.codes.sizes(),
+                    ", wanted ", w.sizes(), " like weight");
+  TORCH_CHECK_TYPE(a.hessian.scalar_type() == at::kFloat, "hessian: found dtype ",
+                   a.hessian.scalar_type(), ", wanted float32");
+  TORCH_CHECK_VALUE(
+      a.hessian.dim() == 2 && a.hessian.size(0) == w.size(1) && a.hessian.size(1) == w.size(1),
+      "hessian: found shape ", a.hessian.sizes(), ", wanted [", w.size(1), ", ", w.size(1), "]");
+  for (const auto& [name, tensor] :
+       {std::pair{"codes", a.codes}, std::pair{"hessian", a.hessian}}) {
+    TORCH_CHECK_VALUE(tensor.device() == w.device(), name, " is on ", tensor.device(),
+                      ", weight on ", w.device());
+  }
+  TORCH_CHECK_VALUE(w.isfinite().all().item<bool>(), "weight: found NaN or infinity");
+  TORCH_CHECK_VALUE(a.hessian.isfinite().all().item<bool>(), "hessian: found NaN or infinity");
+  const int largest = a.codes.max().item<std::uint8_t>();
+  TORCH_CHECK_VALUE(largest < (1 << parent), "codes: found ", largest, ", wanted less than ",
+                    1 << parent, " at parent precision ", parent);
+}
+
+Plan check_plan(std::int64_t lut_bits, std::string_view cell_groups, std::int64_t group_size,
+                at::IntArrayRef precisions, std::int64_t seed_precision, at::ArrayRef<double> taus,
+                std::int64_t rounds, std::int64_t child_sweeps) {
+  Plan plan;
+  TORCH_CHECK_VALUE(!precisions.empty(), "precisions: found none, wanted at least one");
+  for (std::size_t i = 0; i < precisions.size(); ++i) {
+    TORCH_CHECK_VALUE(precisions[i] >= kMinPrecision && precisions[i] <= kMaxPrecision &&
+                          (i == 0 || precisions[i] > precisions[i - 1]),
+                      "precisions: found ", precisions, ", wanted rising ones within 2 to 8");
+    plan.precisions.push_back(static_cast<int>(precisions[i]));
+  }
+  TORCH_CHECK_VALUE(seed_precision >= precisions.front() && seed_precision <= precisions.back(),
+                    "seed_precision: found ", seed_precision, ", wanted ", precisions.front(),
+                    " to ", precisions.back());
+  TORCH_CHECK_VALUE(taus.size() == precisions.size(), "taus: found ", taus.size(),
+                    " numbers, wanted one for each of the ", precisions.size(), " precisions");
+  for (std::size_t i = 0; i < taus.size(); ++i) {
+    TORCH_CHECK_VALUE(std::isfinite(taus[i]) && taus[i] >= 0.0, "taus[", i, "]: found ", taus[i],
+                      ", wanted a finite number of at least 0");
+    if (taus[i] > 0.0) plan.taus.emplace(plan.precisions[i], taus[i]);
+  }
+  for (const auto& [name, count] :
+       {std::pair{"rounds", rounds}, std::pair{"child_sweeps", child_sweeps}}) {
+    TORCH_CHECK_VALUE(count >= 0 && count <= 1000, name, ": found ", count, ", wanted 0 to 1000");
+  }
+  TORCH_CHECK_VALUE(rounds == 0 || !plan.taus.empty(),
+                    "taus: found zeros only, wanted a positive one where rounds is ", rounds);
+  plan.rounds = static_cast<int>(rounds);
+  plan.child_sweeps = static_cast<int>(child_sweeps);
+  TORCH_CHECK_VALUE(lut_bits >= 0 && lut_bits <= kMaxPrecision, "lut_bits: found ", lut_bits,
+                    ", wanted 0 to 8");
+  try {
+    plan.form.lut_bits = static_cast<int>(lut_bits);
+    plan.form.cell_groups = parse_cell_groups(cell_groups);
+    plan.form.group_size = group_size;
+    plan.form.validate();
+  } catch (const InvalidArgument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+  return plan;
+}
+
+/// Runs `body` on chunks of rows. On a CPU each chunk is one thread's: libtorch's operators run
+/// serially inside of a parallel region, so that their sums do not depend on the number of threads.
+template <class Body>
+void for_chunks(bool on_cpu, std::int64_t rows, std::int64_t chunk, const Body& body) {
+  const std::int64_t chunks = (rows + chunk - 1) / chunk;
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    const at::AutoDispatchBelowAutograd below_autograd;
+    for (std::int64_t i = begin; i < end; ++i) body(i * chunk, std::min(chunk, rows - i * chunk));
+  };
+  if (on_cpu) {
+    at::parallel_for(0, chunks, 1, run);
+  } else {
+    run(0, chunks);
+  }
+}
+
+/// Products of fp32 matrices in fp32, not TF32, while it lives.
+class FullPrecision {
+ public:
+  explicit FullPrecision(const at::Tensor& tensor)
+      : changed_(tensor.is_cuda() && at::globalContext().allowTF32CuBLAS()) {
+    if (changed_) at::globalContext().setAllowTF32CuBLAS(false);
+  }
+  ~FullPrecision() {
+    if (changed_) at::globalContext().setAllowTF32CuBLAS(true);
+  }
+  FullPrecision(const FullPrecision&) = delete;
+  FullPrecision& operator=(const FullPrecision&) = delete;
+
+ private:
+  bool changed_;
+};
+
+/// libtorch's factorizations split their sums by threads: one thread makes the metric.
+Metric metric_of(const at::Tensor& hessian, const Plan& plan) {
+  Metric metric;
+  // Two chunks, as a single one would not be a parallel region.
+  for_chunks(hessian.is_cpu(), hessian.is_cpu() ? 2 : 1, 1, [&](std::int64_t i, std::int64_t) {
+    if (i == 0) metric = make_metric(hessian, plan.form.group_size, plan.descends());
+  });
+  return metric;
+}
+
+std::int64_t chunk_rows(const Metric& metric, const Plan& plan) {
+  if (metric.hessian.is_cpu()) return kThreadRows;
+  const std::int64_t k = metric.hessian.size(0);
+  const std::int64_t slots = std::min<std::int64_t>(metric.codebooks << plan.parent(), 256);
+  return std::max<std::int64_t>(1, kDeviceBytes / (128 * k + 40 * slots * slots));
+}
+
+Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& hessian,
+           std::int64_t lut_bits, std::string_view cell_groups, std::int64_t group_size,
+           at::IntArrayRef precisions, std::int64_t seed_precision, at::ArrayRef<double> taus,
+           std::int64_t rounds, std::int64_t child_sweeps) {
+  const Plan plan = check_plan(lut_bits, cell_groups, group_size, precisions, seed_precision, taus,
+                               rounds, child_sweeps);
+  check_tensors({weight, codes, hessian}, plan.parent());
+  const c10::DeviceGuard device(weight.device());
+  const FullPrecision full_precision(weight);
+  const Metric metric = metric_of(hessian, plan);
+  const std::int64_t n = weight.size(0), k = weight.size(1);
+  const at::Tensor reversal = bit_reversal(plan.parent(), weight.device()).to(at::kByte);
+
+  at::Tensor fitted = at::empty({n, k}, codes.options());
+  std::vector<at::Tensor> luts, alphas;
+  for (const int b : plan.precisions) {
+    const auto options = weight.options();
+    luts.push_back(at::empty({n, metric.codebooks, plan.form.lut_entries(b)}, options));
+    alphas.push_back(
+        at::empty({n, metric.codebooks, plan.form.sign_planes(b), plan.form.classes()}, options));
+  }
+  const auto widths = static_cast<std::int64_t>(plan.precisions.size());
+  at::Tensor energies = at::zeros({widths, n}, weight.options().dtype(at::kDouble));
+  const auto fit_chunk = [&](std::int64_t begin, std::int64_t count) {
+    const auto in_order = [&](const at::Tensor& matrix) {
+      return matrix.narrow(0, begin, count).index_select(1, metric.order);
+    };
+    const auto reversed = [&](const at::Tensor& numbers) {
+      return reversal.index_select(0, numbers.flatten().to(at::kLong)).view_as(numbers);
+    };
+    Rows rows{in_order(weight), reversed(in_order(codes))};
+    Codebooks codebooks = fit_rows(rows, metric, plan);
+    fitted.narrow(0, begin, count).index_copy_(1, metric.order, reversed(rows.codes));
+    for (std::int64_t i = 0; i < widths; ++i) {
+      Codebook& codebook = codebooks.at(plan.precisions[i]);
+      luts[i].narrow(0, begin, count).copy_(codebook.basis.table(codebook.coefficients));
+      alphas[i].narrow(0, begin, count).copy_(codebook.basis.alphas(codebook.coefficients));
+      codebook.coefficients = codebook.coefficients.to(at::kHalf).to(at::kFloat);
+      const at::Tensor slots = slots_of(rows.codes, metric, plan.precisions[i]);
+      const at::Tensor error = rows.weight - gather_values(codebook.values(), slots);
+      energies[i].narrow(0, begin, count).copy_(energy(error, metric));
+    }
+  };
+  for_chunks(weight.is_cpu(), n, chunk_rows(metric, plan), fit_chunk);
+  return {fitted, luts, alphas, energies.sum(1) * metric.scale};
+}
+
+}  // namespace
+}  // namespace anyprec::fit
+
+TORCH_LIBRARY_IMPL(anyprec, CPU, m) { m.impl("fit", &anyprec::fit::fit); }
+#ifdef ANYPREC_FIT_ON_CUDA
+TORCH_LIBRARY_IMPL(anyprec, CUDA, m) { m.impl("fit", &anyprec::fit::fit); }
+#endif

@@ -1,0 +1,50 @@
+#include "src/fit/metric.h"
+
+#include <ATen/ATen.h>
+
+#include <tuple>
+
+namespace anyprec::fit {
+namespace {
+
+constexpr double kDamping = 0.01;  // of the mean diagonal
+
+/// GPTQ's factor: H^-1 = U^T U with U upper; an error at column j moves the target of column i
+/// after it by -U[j, i] / U[j, j].
+at::Tensor feedback_of(const at::Tensor& damped) {
+  auto [factor, failed] = at::linalg_cholesky_ex(damped.to(at::kDouble));
+  if (failed.item<int>() == 0) {
+    std::tie(factor, failed) = at::linalg_cholesky_ex(at::cholesky_inverse(factor), /*upper=*/true);
+  }
+  TORCH_CHECK_VALUE(failed.item<int>() == 0, "hessian: found that its leading minor of order ",
+                    failed.item<int>(),
+                    " is not positive (columns by falling diagonal, damped), wanted a positive "
+                    "semidefinite matrix");
+  return (-factor / factor.diagonal().unsqueeze(1)).to(at::kFloat).contiguous();
+}
+
+}  // namespace
+
+Metric make_metric(const at::Tensor& hessian, std::int64_t group_size, bool with_feedback) {
+  const std::int64_t k = hessian.size(0);
+  Metric metric;
+  metric.scale = hessian.diagonal().mean(at::kDouble).item<double>();
+  TORCH_CHECK_VALUE(metric.scale >= 0.0 && hessian.diagonal().min().item<float>() >= 0.0f,
+                    "hessian: found a negative number on its diagonal, wanted a positive "
+                    "semidefinite matrix");
+  at::Tensor damped = metric.scale > 0.0 ? hessian / metric.scale : at::eye(k, hessian.options());
+  damped = (damped + damped.t()) * 0.5;
+  metric.order = at::argsort(damped.diagonal(), /*stable=*/true, /*dim=*/0, /*descending=*/true);
+  damped = damped.index_select(0, metric.order).index_select(1, metric.order).contiguous();
+  damped.diagonal().add_(kDamping);
+  metric.hessian = damped;
+  metric.inverse_diagonal = damped.diagonal().reciprocal();
+  metric.codebooks = group_size == 0 ? 1 : (k + group_size - 1) / group_size;
+  metric.groups =
+      (group_size == 0 ? at::zeros_like(metric.order) : at::div(metric.order, group_size, "floor"))
+          .to(at::kInt);
+  if (with_feedback) metric.feedback = feedback_of(damped);
+  return metric;
+}
+
+}  // namespace anyprec::fit

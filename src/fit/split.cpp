@@ -1,0 +1,70 @@
+#include "src/fit/split.h"
+
+#include <ATen/ATen.h>
+
+namespace anyprec::fit {
+namespace {
+
+at::Tensor with_zero_first(const at::Tensor& sums) { return at::constant_pad_nd(sums, {1, 0}); }
+
+}  // namespace
+
+at::Tensor slot_means(const Rows& rows, const Metric& metric, int precision) {
+  const at::Tensor mass =
+      metric.hessian.diagonal().to(at::kDouble).expand_as(rows.weight).contiguous();
+  const at::Tensor moment = mass * rows.weight;
+  at::Tensor means;
+  for (int b = 0; b <= precision; ++b) {
+    const at::Tensor slots = slots_of(rows.codes, metric, b);
+    const at::Tensor masses = sum_by_slot(mass, slots, metric.codebooks, std::int64_t{1} << b);
+    const at::Tensor moments = sum_by_slot(moment, slots, metric.codebooks, std::int64_t{1} << b);
+    const at::Tensor whole = b == 0 ? at::zeros_like(moments) : at::cat({means, means}, 2);
+    means = at::where(masses > 0.0, moments / masses, whole);
+  }
+  return means.to(at::kFloat);
+}
+
+at::Tensor split(const Rows& rows, const Metric& metric, int precision) {
+  const std::int64_t k = rows.weight.size(1);
+  const std::int64_t count = metric.codebooks << precision;
+  const at::Tensor slots = slots_of(rows.codes, metric, precision);
+  // By slot, and by value inside of a slot. Values are about the slot's mean, against cancellation.
+  const at::Tensor by_value = at::argsort(rows.weight, /*stable=*/true, 1, false);
+  const at::Tensor by_slot = at::argsort(slots.gather(1, by_value), /*stable=*/true, 1, false);
+  const at::Tensor order = by_value.gather(1, by_slot);
+  const at::Tensor slot = slots.gather(1, order);
+  const at::Tensor means = slot_means(rows, metric, precision).flatten(1);
+  const at::Tensor value = (rows.weight.gather(1, order) - means.gather(1, slot)).to(at::kDouble);
+  const at::Tensor mass =
+      metric.hessian.diagonal().to(at::kDouble).expand_as(value).gather(1, order);
+  const at::Tensor masses = with_zero_first(mass.cumsum(1));
+  const at::Tensor moments = with_zero_first((mass * value).cumsum(1));
+  const at::Tensor size =
+      at::zeros({rows.count(), count}, slot.options()).scatter_add_(1, slot, at::ones_like(slot));
+  const at::Tensor end = size.cumsum(1), begin = end - size;
+  const auto total = [&](const at::Tensor& sums) {
+    return (sums.gather(1, end) - sums.gather(1, begin)).gather(1, slot);
+  };
+  const auto left_of = [&](const at::Tensor& sums) {
+    return sums.slice(1, 1) - sums.gather(1, begin).gather(1, slot);
+  };
+  const at::Tensor left_mass = left_of(masses), left_moment = left_of(moments);
+  const at::Tensor right_mass = total(masses) - left_mass;
+  const at::Tensor right_moment = total(moments) - left_moment;
+  const at::Tensor place = at::arange(k, slot.options()).expand_as(slot);
+  const at::Tensor last = place == end.gather(1, slot) - 1;
+  const at::Tensor right =
+      at::where(last, at::zeros_like(mass), right_moment.square() / right_mass.clamp_min(1e-300));
+  const at::Tensor score = left_moment.square() / left_mass.clamp_min(1e-300) + right;
+  const at::Tensor best = at::full({rows.count(), count}, -1.0, score.options())
+                              .scatter_reduce_(1, slot, score, "amax");
+  // The leftmost of the best cuts: the place of the last weight of the left half.
+  const at::Tensor candidate =
+      at::where(score >= best.gather(1, slot), place, at::full_like(place, k));
+  const at::Tensor cut = at::full({rows.count(), count}, k, place.options())
+                             .scatter_reduce_(1, slot, candidate, "amin");
+  const at::Tensor bit = (place > cut.gather(1, slot)).to(at::kByte) * (1 << precision);
+  return at::bitwise_or(rows.codes, at::empty_like(rows.codes).scatter_(1, order, bit));
+}
+
+}  // namespace anyprec::fit

@@ -1,0 +1,84 @@
+"""Checkpoints with codebooks that are not full tables: made, counted, loaded and run."""
+
+import itertools
+
+import pytest
+import torch
+
+from anyprec import _core
+from anyprec.model import AnyPrecisionForCausalLM
+from anyprec.modules import Linear
+from anyprec.options import Options, QuantizeError, classes
+from anyprec.quantization import quantize
+from anyprec.recipes import Descent, Recipe
+from anyprec.sizes import precision_sizes
+
+BITS = tuple(range(2, 7))
+JOINT = Recipe("joint", refit=True, descent=Descent({2: 1.0, 3: 1.0, 4: 1.0}, 1, 1))
+CODEBOOKS = {
+    "hybrid": ({"codebook": "hybrid"}, (4, "io")),
+    "hybrid of 3 bits": ({"codebook": "hybrid", "lut_bits": 3, "cell_groups": "sym"}, (3, "sym")),
+    "groups": ({"codebook": "hybrid", "lut_bits": 2, "group_size": 32}, (2, "io")),
+    "bcq": ({"codebook": "bcq"}, (0, "one")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("hybrid", "fast"), ("bcq", "fast"), *((name, JOINT) for name in CODEBOOKS)],
+    ids=str,
+)
+def test_a_checkpoint_has_the_codebooks_asked_for(name, recipe, tiny_source, text_file, tmp_path):
+    options, form = CODEBOOKS[name]
+    summary = quantize(
+        tiny_source,
+        tmp_path / "out",
+        dataset=str(text_file),
+        num_examples=3,
+        seq_len=32,
+        device="cpu",
+        precisions=BITS,
+        recipe=recipe,
+        **options,
+    )
+    checkpoint = _core.Checkpoint(str(tmp_path / "out"))
+    assert (checkpoint.codebook["lut_bits"], checkpoint.codebook["cell_groups"]) == form
+    for size in summary.sizes:
+        stored = sum(
+            checkpoint.data(f"{linear.name}.{kind}.{size.precision}").nbytes
+            for linear in summary.selection.linears
+            for kind in ("lut", "alpha")
+            if f"{linear.name}.{kind}.{size.precision}" in checkpoint
+        )
+        assert size.lut_bytes == stored
+    for result in summary.results:
+        relative = [result.relative_error(b) for b in BITS]
+        assert all(b < a for a, b in itertools.pairwise(relative))
+    model = AnyPrecisionForCausalLM.from_quantized(tmp_path / "out", device="cpu")
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        for b in BITS:
+            assert torch.isfinite(model(tokens, precision=b).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codebook": "huffman"}, "codebook 'huffman': wanted one of lut, hybrid, bcq"),
+        ({"lut_bits": 3}, "only a hybrid has them"),
+        ({"codebook": "bcq", "cell_groups": "io"}, "only a hybrid has them"),
+        ({"codebook": "hybrid", "lut_bits": 8}, "lut_bits 8: wanted 1 to 7"),
+        ({"codebook": "hybrid", "cell_groups": "two"}, "cell_groups 'two': wanted one of one, io"),
+        ({"codebook": "hybrid", "lut_bits": 3, "cell_groups": "qu"}, "'qu': wanted lut_bits 4"),
+    ],
+)
+def test_a_form_that_is_not_there_is_named(options, message):
+    with pytest.raises(QuantizeError, match=message):
+        Options(**options)
+
+
+@pytest.mark.parametrize(("form", "entries"), [((8, "one"), 256), ((4, "io"), 24), ((0, "one"), 9)])
+def test_sizes_count_tables_and_alphas(form, entries):
+    linear = Linear("a", 10, 64)
+    assert precision_sizes([linear], [8], 0, form)[0].lut_bytes == 10 * entries * 2
+    assert classes(3, "sym") == 4
