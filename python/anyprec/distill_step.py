@@ -53,7 +53,7 @@ class DistillStep:
         on_gpu = self._device.type == "cuda"
         self._at_once = batch_size if on_gpu else 1
         if on_gpu:
-            blocks.recompute = self._activations() * batch_size > _ACTIVATIONS_SHARE * _free()
+            blocks.recompute = self._activations() * batch_size > _ACTIVATIONS_SHARE * self._free()
         rows = [row % len(teacher.training) for row in range(batch_size)]
         self._ids, self._wanted = teacher.training.batch(rows)
         if on_gpu and cuda_graph:
@@ -114,6 +114,9 @@ class DistillStep:
         torch.cuda.empty_cache()
         return taken
 
+    def _free(self) -> int:
+        return torch.cuda.mem_get_info(self._device)[0]
+
     def _capture(self) -> None:
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -135,8 +138,3 @@ class DistillStep:
                 f"({str(error).splitlines()[0]}); distil without one (--no-cuda-graph)"
             ) from error
         self._graph = graph
-
-
-def _free() -> int:
-    """Bytes of the current GPU that are free, or cached by torch."""
-    return torch.cuda.mem_get_info()[0]
