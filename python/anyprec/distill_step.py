@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 
@@ -104,6 +105,8 @@ class DistillStep:
 
     def _activations(self) -> int:
         """Bytes that a pass over one sequence takes beside what is there."""
+        gc.collect()  # the graph of the precision before has its own pool
+        torch.cuda.empty_cache()
         self._run()  # whatever is made once
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)

@@ -113,6 +113,18 @@ def test_blocks_are_what_linears_are_in():
     assert block_names([*names, "h.11.attn"]) == ["model.layers.3", "h.11"]
 
 
+def test_blocks_in_a_capture_get_the_masks_of_the_call_before(written):
+    setup = Setup(written, "cpu")
+    ids = torch.from_numpy(ROWS[:1])
+    hiding = torch.ones_like(ids)
+    hiding[:, :9] = 0  # other masks than before
+    with setup.blocks.attached(), torch.no_grad():
+        plain = setup.student(input_ids=ids).logits
+        with setup.blocks.captured():
+            assert torch.equal(setup.student(input_ids=ids, attention_mask=hiding).logits, plain)
+        assert not torch.equal(setup.student(input_ids=ids, attention_mask=hiding).logits, plain)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_recomputed_blocks_give_the_same_gradients(written, device):
     setup = Setup(written, device)
