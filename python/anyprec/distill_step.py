@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 
@@ -53,7 +54,7 @@ class DistillStep:
         on_gpu = self._device.type == "cuda"
         self._at_once = batch_size if on_gpu else 1
         if on_gpu:
-            blocks.recompute = self._activations() * batch_size > _ACTIVATIONS_SHARE * _free()
+            blocks.recompute = self._activations() * batch_size > _ACTIVATIONS_SHARE * self._free()
         rows = [row % len(teacher.training) for row in range(batch_size)]
         self._ids, self._wanted = teacher.training.batch(rows)
         if on_gpu and cuda_graph:
@@ -104,6 +105,8 @@ class DistillStep:
 
     def _activations(self) -> int:
         """Bytes that a pass over one sequence takes beside what is there."""
+        gc.collect()  # the graph of the precision before has its own pool
+        torch.cuda.empty_cache()
         self._run()  # whatever is made once
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -113,6 +116,9 @@ class DistillStep:
         taken = torch.cuda.max_memory_allocated(self._device) - before
         torch.cuda.empty_cache()
         return taken
+
+    def _free(self) -> int:
+        return torch.cuda.mem_get_info(self._device)[0]
 
     def _capture(self) -> None:
         stream = torch.cuda.Stream(self._device)
@@ -135,8 +141,3 @@ class DistillStep:
                 f"({str(error).splitlines()[0]}); distil without one (--no-cuda-graph)"
             ) from error
         self._graph = graph
-
-
-def _free() -> int:
-    """Bytes of the current GPU that are free, or cached by torch."""
-    return torch.cuda.mem_get_info()[0]

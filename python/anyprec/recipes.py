@@ -50,11 +50,12 @@ class Distillation:
     """How codebooks are distilled; see `anyprec.refine`.
 
     dataset: None for the text of calibration. num_examples: None for all windows that it has.
-    learning_rates: by precision, one for each of `precisions`.
+    learning_rates: by precision, one for each of `precisions`; None for what suits the checkpoint's
+    codebooks (anyprec.distill.default_learning_rate).
     """
 
     precisions: tuple[int, ...]
-    learning_rates: dict[int, float]
+    learning_rates: dict[int, float] | None = None
     dataset: str | None = None
     num_examples: int | None = None
     seq_len: int = 512
@@ -63,12 +64,17 @@ class Distillation:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        _check_by_precision("distillation.learning_rates", self.learning_rates)
-        if not self.precisions or sorted(self.learning_rates) != sorted(self.precisions):
+        if not self.precisions or not all(2 <= b <= 8 for b in self.precisions):
             raise RecipeError(
-                f"distillation.precisions: found {list(self.precisions)}, wanted the "
-                f"{sorted(self.learning_rates)} of distillation.learning_rates"
+                f"distillation.precisions: found {list(self.precisions)}, wanted some of 2 to 8"
             )
+        if self.learning_rates is not None:
+            _check_by_precision("distillation.learning_rates", self.learning_rates)
+            if sorted(self.learning_rates) != sorted(self.precisions):
+                raise RecipeError(
+                    f"distillation.precisions: found {list(self.precisions)}, wanted the "
+                    f"{sorted(self.learning_rates)} of distillation.learning_rates"
+                )
         if self.dataset is not None and not isinstance(self.dataset, str):
             raise RecipeError(f"distillation.dataset: found {self.dataset!r}, wanted text or null")
         if self.num_examples is not None:
@@ -174,7 +180,9 @@ def _parse(found: Any) -> Recipe:
         values["descent"] = Descent(**descent)
     if values.get("distillation") is not None:
         distillation = _known("distillation.", Distillation, values["distillation"])
-        rates = _by_precision("distillation.learning_rates", distillation["learning_rates"])
+        rates = distillation.get("learning_rates")
+        if rates is not None:
+            rates = _by_precision("distillation.learning_rates", rates)
         distillation["learning_rates"] = rates
         wanted = distillation["precisions"]
         if not isinstance(wanted, list) or not all(isinstance(b, int) for b in wanted):

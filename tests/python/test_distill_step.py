@@ -15,7 +15,8 @@ from anyprec.linear import AnyPrecisionLinear
 from anyprec.output_head import HeadError, check_head, last_hidden, output_head
 from anyprec.table_linear import TrainableCodebooks
 from anyprec.teacher import teach
-from checkpoints import FAMILIES, FULL, HYBRID, tiny_model, write_checkpoint
+from checkpoints import FAMILIES, FULL, HYBRID, VOCABULARY, tiny_model, write_checkpoint
+from matrices import random_matrix
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ROWS = np.random.default_rng(0).integers(0, 256, (10, 24))
@@ -30,10 +31,12 @@ def written(request, tmp_path_factory):
 class Setup:
     """A student with trainable codebooks attached, and a teacher, on a device."""
 
-    def __init__(self, written, device, precision=3):
+    def __init__(self, written, device, precision=3, head=None):
         self.student = AnyPrecisionForCausalLM.from_quantized(
             written.path, precisions=[precision], device=device, dtype="float32"
         )
+        if head is not None:
+            self.student.lm_head = head
         original = tiny_model("llama-tied").to(device)
         self.teacher = teach(original, ROWS[:8], ROWS[8:])
         linears = {
@@ -110,6 +113,18 @@ def test_blocks_are_what_linears_are_in():
     assert block_names([*names, "h.11.attn"]) == ["model.layers.3", "h.11"]
 
 
+def test_blocks_in_a_capture_get_the_masks_of_the_call_before(written):
+    setup = Setup(written, "cpu")
+    ids = torch.from_numpy(ROWS[:1])
+    hiding = torch.ones_like(ids)
+    hiding[:, :9] = 0  # other masks than before
+    with setup.blocks.attached(), torch.no_grad():
+        plain = setup.student(input_ids=ids).logits
+        with setup.blocks.captured():
+            assert torch.equal(setup.student(input_ids=ids, attention_mask=hiding).logits, plain)
+        assert not torch.equal(setup.student(input_ids=ids, attention_mask=hiding).logits, plain)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_recomputed_blocks_give_the_same_gradients(written, device):
     setup = Setup(written, device)
@@ -142,6 +157,33 @@ def test_the_gradient_is_the_slope_of_the_loss(written, device):
         with torch.no_grad():
             setup.codebooks.offset -= sign * 0.3 * direction
     assert (values[0] - values[1]) / 0.6 == pytest.approx(gradient.norm().item(), rel=3e-2)
+
+
+def quantized_head(precision):
+    matrix = random_matrix(VOCABULARY, 48, precision)
+    return AnyPrecisionLinear(matrix.canonical, {precision: matrix.lut}, in_features=48)
+
+
+def test_a_quantized_head_learns_too_whatever_the_pieces(written, monkeypatch):
+    found = []
+    for logits in (7 * VOCABULARY, 1 << 20):
+        monkeypatch.setattr(anyprec.divergence, "_LOGITS", logits)
+        setup = Setup(written, "cpu", head=quantized_head(3))
+        found.append(setup.gradient([0, 5]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-6)
+    assert list(setup.codebooks.layers)[-1] == "lm_head"
+    of_head = found[0][1][-VOCABULARY * 8 :]
+    assert of_head.abs().max() > 0
+
+    def loss(shift):
+        with torch.no_grad():
+            setup.codebooks.offset[-VOCABULARY * 8 :] += shift
+        return setup.gradient([0, 5])[0]
+
+    step = 0.3 * of_head / of_head.norm()
+    slope = (loss(step) - loss(-2 * step)) / 0.6
+    assert slope == pytest.approx(of_head.norm().item(), rel=3e-2)
 
 
 def test_held_out_divergence_is_that_of_the_models(written):

@@ -54,6 +54,8 @@ def test_a_file_is_a_recipe_too(written):
     assert recipe.distilled((3, 4, 5)) == [3]
     assert recipe.distillation.steps == 300
     assert load_recipe(recipe) is recipe
+    without_rates = load_recipe(written(changed("distillation/learning_rates", None)))
+    assert without_rates.distillation.learning_rates is None
 
 
 def test_the_record_is_json_and_has_all_but_the_description(written):
@@ -94,6 +96,7 @@ def test_the_record_has_no_folder_of_a_text(written):
         ("descent/taus", {"two": 1}, r"descent\.taus: found .*wanted a number for each precision"),
         ("descent/taus", {"2": -1}, r"descent\.taus\.2: found -1, wanted a positive number"),
         ("distillation/precisions", [2], r"distillation\.precisions: found \[2\], wanted the"),
+        ("distillation/precisions", [2, 9], r"precisions: found \[2, 9\], wanted some of 2 to 8"),
         ("distillation/precisions", ["2"], r"distillation\.precisions: found \['2'\]"),
         ("distillation/learning_rates", {"2": 1}, r"precisions: found \[2, 3\], wanted the \[2\]"),
         ("distillation/steps", 0, r"distillation\.steps: found 0"),
