@@ -4,6 +4,10 @@
 
 /// Products of four warps together (wgmma, compute capability 9.0a): 64 rows of A, 16 to a warp,
 /// from registers, times rows of B in shared memory; they run beside the warps' own work.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "compile for compute capability 9.0a (CMAKE_CUDA_ARCHITECTURES=90a-real), not 9.0"
+#endif
+
 namespace anyprec::cuda::ptx {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/activation_tiles.h"
+#include "kernels/cuda/table_mma_shape.cuh"
+#include "kernels/cuda/table_wgmma_args.h"
+
+/// How the wgmma table kernel (table_wgmma.cuh) is cut, and what it keeps in shared memory.
+namespace anyprec::cuda {
+
+/// kRows: of x, at most. kGroups: of four warps.
+template <int kBits_, int kRows_, int kGroups_>
+struct TableWgmmaShape {
+  static constexpr int kBits = kBits_;
+  static constexpr int kRows = kRows_;
+  static constexpr int kGroups = kGroups_;
+  static constexpr int kThreads = 128 * kGroups;  ///< that multiply
+  static constexpr int kAllThreads = kThreads + 128;
+  // Registers move from the warps that copy to those that multiply; the block keeps its sum.
+  static constexpr int kCopyRegisters = kGroups == 2 ? 24 : 32;
+  static constexpr int kRegisters = kGroups == 2 ? 240 : 160;
+  static constexpr int kAtLaunch = 64 * 1024 / kAllThreads / 8 * 8;  ///< registers of a thread
+  static_assert(kThreads * kRegisters + 128 * kCopyRegisters <= kAllThreads * kAtLaunch);
+
+  // Tables: two tiles side by side in the 256 bytes of an entry, a word a lane: row g's value in
+  // the low half, row g + 8's in the high half. The other two tiles' are 64 KB further, so that an
+  // address is a byte of the code between bytes that stay.
+  static constexpr int kPairStride = 64 * 1024;
+  // Sums, [row of x][row of W]: 68 words a row of x, so that no two lanes meet in a bank (66
+  // and two where room is short).
+  static constexpr int kSumStride = kBlockRows + (kRows == 128 ? 2 : 4);
+  static constexpr int kQuarterBytes = kRows * kTileRowBytes;
+
+  // Where things lie in shared memory, in bytes; the tables at 0.
+  static constexpr int kSums = kPairStride + (256 << kBits);
+  static constexpr int kTiles = kSums + kRows * kSumStride * 4;
+  static constexpr int kScales = kTiles + 2 * kBlockTiles * static_cast<int>(sizeof(Tile));
+  static constexpr int kMeeting = kScales + kRows * 4;  // two barriers: sums are there, are read
+  static constexpr int kBarriers = kMeeting + 16;
+  static constexpr int kMostSlots = 8;  ///< of a group's ring
+  static constexpr int kRing = (kBarriers + kGroups * kMostSlots * 16 + 1023) / 1024 * 1024;
+  static constexpr int kFitting = (227 * 1024 - kRing) / (kGroups * kQuarterBytes);
+  static constexpr int kSlots = kFitting > kMostSlots ? kMostSlots : kFitting;
+  static_assert(kSlots >= 2);
+  static constexpr int kSharedBytes = kRing + kGroups * kSlots * kQuarterBytes;
+};
+
+/// What a block multiplies by: of runs cluster, cluster + clusters, ... half-units [begin, end).
+struct Share {
+  int first_run, step;
+  int begin, end;
+
+  __device__ __forceinline__ explicit Share(const TableWgmmaArgs& args)
+      : first_run(static_cast<int>(blockIdx.x) / args.cluster),
+        step(static_cast<int>(gridDim.x) / args.cluster) {
+    const int rank = static_cast<int>(blockIdx.x) % args.cluster;
+    begin = rank * args.run_halves / args.cluster;
+    end = (rank + 1) * args.run_halves / args.cluster;
+  }
+};
+
+/// By the threads that multiply.
+template <int kThreads>
+__device__ __forceinline__ void meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
+}  // namespace anyprec::cuda
