@@ -175,6 +175,16 @@ def test_a_gpu_finds_energies_like_the_cpu(form):
     assert (there[0].cpu() == here[0]).float().mean() > 0.5
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_gpu_gives_the_same_bytes_again(form):
+    arguments = [a.cuda() for a in problem(n=70, k=200, group_size=form[2])]
+    first, again = (fit(*arguments, form, rounds=2) for _ in range(2))
+    assert torch.equal(first[0], again[0])
+    for i in (1, 2):
+        assert all(torch.equal(a, b) for a, b in zip(first[i], again[i], strict=True))
+
+
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[2]], ids=str)
 def test_bytes_do_not_depend_on_threads(form):
     arguments = problem(n=200, k=130)

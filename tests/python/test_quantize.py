@@ -205,7 +205,7 @@ class TestOptions:
             ({"precisions": ()}, QuantizeError, r"\(none\): wanted"),
             ({"seed_precision": 9}, QuantizeError, "seed precision 9: wanted one of"),
             ({"group_size": 48}, QuantizeError, "group size 48: wanted 0 or a multiple of 32"),
-            ({"codebook": "bcq"}, QuantizeError, "codebook 'bcq': this version fits lut only"),
+            ({"codebook": "vq"}, QuantizeError, "codebook 'vq': wanted one of lut, hybrid, bcq"),
             ({"device": "abacus"}, QuantizeError, "device 'abacus'"),
             ({"dtype": "int3"}, ValueError, "dtype 'int3'"),
             ({"num_examples": 10_000}, DatasetError, "wanted 10000"),
