@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "kernels/cuda/activation_fragments.cuh"
 #include "kernels/cuda/activation_tiles.h"
 #include "kernels/cuda/ptx.cuh"
@@ -40,14 +38,12 @@ __device__ __forceinline__ std::uint32_t block_max(std::uint32_t value) {
   return __reduce_max_sync(0xffffffffu, of_warps[threadIdx.x % (kThreads / 32)]);
 }
 
-/// Block (m, j): a share of row m. Every block of a row finds the row's scale for itself.
+/// One block a row.
 __global__ void __launch_bounds__(kThreads)
     activations_to_tiles_kernel(const __grid_constant__ Args args) {
   ptx::launch_dependents();
   ptx::wait_for_predecessors();
   const int m = blockIdx.x;
-  const int share = blockIdx.y * kThreads + threadIdx.x;
-  const int threads = gridDim.y * kThreads;
   const std::uint16_t* const row = args.x + m * args.x_stride;
   const int words = m < args.x_rows ? (args.columns + 1) / 2 : 0;
   float scale = 1.0f, inverse = 1.0f;
@@ -59,8 +55,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     power_of_two_scale(block_max(largest), scale, inverse);
   }
-  if (share == 0) args.to.scales[m] = inverse;
-  for (int i = share; i < args.units * 4 * kPieces; i += threads) {
+  if (threadIdx.x == 0) args.to.scales[m] = inverse;
+  for (int i = threadIdx.x; i < args.units * 4 * kPieces; i += kThreads) {
     const int quarter = i / kPieces, piece = i % kPieces;
     // Words 16 t + j of a half-unit, t = 0 .. 3, are its piece j.
     const int first_word = quarter / 2 * (kHalfColumns / 2) + quarter % 2 * kPieces + piece;

@@ -11,6 +11,7 @@
 #include "kernels/cuda/code_bytes.cuh"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/layout.h"
+#include "kernels/cuda/precisions.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/table_build.cuh"
 
@@ -317,22 +318,9 @@ cudaError_t dequantize(const Weights& weights, std::int64_t row_begin, std::int6
   args.groups = static_cast<int>(form.groups(weights.in_features));
   args.vector = reinterpret_cast<std::uintptr_t>(out) % 16 == 0 && weights.in_features % 8 == 0;
   args.form = TableForm(form, weights.precision);
-  switch (weights.precision) {
-    case 2:
-      return launch_dequantize<2>(args, type, device, stream);
-    case 3:
-      return launch_dequantize<3>(args, type, device, stream);
-    case 4:
-      return launch_dequantize<4>(args, type, device, stream);
-    case 5:
-      return launch_dequantize<5>(args, type, device, stream);
-    case 6:
-      return launch_dequantize<6>(args, type, device, stream);
-    case 7:
-      return launch_dequantize<7>(args, type, device, stream);
-    default:
-      return launch_dequantize<8>(args, type, device, stream);
-  }
+  return at_precision(weights.precision, [&](auto precision) {
+    return launch_dequantize<precision()>(args, type, device, stream);
+  });
 }
 
 }  // namespace anyprec::cuda

@@ -98,13 +98,13 @@ Device device_or_throw() {
   return device;
 }
 
-std::size_t workspace_bytes(LinearPath path, const Input& input,
-                            std::span<const Product> products) {
+std::size_t workspace_bytes(LinearPath path, const Input& input, std::span<const Product> products,
+                            const Device& device) {
   switch (path) {
     case LinearPath::kTableWgmma:
-      return table_wgmma_bytes(input, products, device_or_throw());
+      return table_wgmma_bytes(input, products, device);
     case LinearPath::kDequantize:
-      return dequantize_matmul_bytes(input, products, device_or_throw());
+      return dequantize_matmul_bytes(input, products, device);
     default:
       return 0;
   }
@@ -118,8 +118,7 @@ LinearPath linear_path(const Input& input, std::span<const Product> products) {
 }
 
 std::size_t linear_workspace_bytes(const Input& input, std::span<const Product> products) {
-  check_all(input, products);
-  return workspace_bytes(choose_path(input, products, device_or_throw()), input, products);
+  return workspace_bytes(linear_path(input, products), input, products, device_or_throw());
 }
 
 cudaError_t linear(const Input& input, std::span<const Product> products,
@@ -128,7 +127,7 @@ cudaError_t linear(const Input& input, std::span<const Product> products,
   if (nothing_to_do(input, products)) return cudaSuccess;
   const Device device = device_or_throw();
   const LinearPath path = choose_path(input, products, device);
-  const std::size_t wanted = workspace_bytes(path, input, products);
+  const std::size_t wanted = workspace_bytes(path, input, products, device);
   check(wanted == 0 || (workspace.data != nullptr && workspace.bytes >= wanted),
         "workspace of " + std::to_string(workspace.bytes) + " bytes, wanted " +
             std::to_string(wanted));

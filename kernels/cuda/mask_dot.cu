@@ -5,6 +5,7 @@
 #include "kernels/cuda/mask_dot.h"
 #include "kernels/cuda/mask_dot_args.h"
 #include "kernels/cuda/mask_dot_block.cuh"
+#include "kernels/cuda/products.h"
 
 namespace anyprec::cuda {
 namespace {
@@ -71,12 +72,6 @@ std::optional<SharedPlan> plan_shared(const MaskDotKernels& kernels, unsigned wa
     if (before_ring + stages <= budget) return SharedPlan{budget, budget - before_ring};
   }
   return std::nullopt;
-}
-
-std::int64_t total_tiles(std::span<const Product> products) {
-  std::int64_t tiles = 0;
-  for (const Product& product : products) tiles += tile_count(product.weights.out_features);
-  return tiles;
 }
 
 struct Launch {

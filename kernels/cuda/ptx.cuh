@@ -56,6 +56,16 @@ __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_
 #undef ANYPREC_MBARRIER_WAIT
 }
 
+#if __CUDA_ARCH__ >= 900
+
+/// The barrier's phase ends when its arrivals and that many bytes have come.
+__device__ __forceinline__ void barrier_arrive_and_expect(std::uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+#endif
+
 // ---- copies ----
 
 /// 16 bytes from global to shared memory, both aligned, past the L1 cache.
@@ -68,12 +78,68 @@ __device__ __forceinline__ void copy_4(std::uint32_t shared, const void* global)
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 
+#if __CUDA_ARCH__ >= 900
+
+/// Both aligned to 16 bytes; counted by the barrier.
+__device__ __forceinline__ void copy_bulk(std::uint32_t shared, const void* global, int bytes,
+                                          std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+#endif
+
 inline constexpr int kLineBytes = 128;
 
 /// Asks for a line of global memory into the L2 cache.
 __device__ __forceinline__ void prefetch_line(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
+
+#if __CUDA_ARCH__ >= 900
+
+// ---- blocks of a cluster ----
+
+/// All threads of all blocks.
+__device__ __forceinline__ void meet_all_of_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+/// At what is this block's `shared` in block `rank`.
+__device__ __forceinline__ std::uint32_t remote_address(std::uint32_t shared, int rank) {
+  std::uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(rank));
+  return remote;
+}
+__device__ __forceinline__ float load_remote(std::uint32_t shared, int rank) {
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];"
+               : "=f"(value)
+               : "r"(remote_address(shared, rank)));
+  return value;
+}
+__device__ __forceinline__ void barrier_arrive_remote(std::uint32_t barrier, int rank) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                   remote_address(barrier, rank))
+               : "memory");
+}
+/// Of this block, for arrivals of others.
+__device__ __forceinline__ void barrier_wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again_%=:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again_%=;\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+#endif
 
 // ---- binary tensor cores ----
 

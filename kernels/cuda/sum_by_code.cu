@@ -11,8 +11,8 @@ namespace anyprec::cuda {
 namespace {
 
 constexpr int kMaxThreads = 128;
-constexpr int kMaxBins =
-    8192;  // of a block: 32 KB of shared memory, several blocks a multiprocessor
+// Of a block: 32 KB of shared memory, several blocks a multiprocessor.
+constexpr int kMaxBins = 8192;
 
 template <ScalarType kType>
 __global__ void __launch_bounds__(kMaxThreads)

@@ -3,6 +3,8 @@
 
 #include "anyprec/planes.h"
 #include "kernels/cuda/layout.h"
+#include "kernels/cuda/precisions.h"
+#include "kernels/cuda/products.h"
 #include "kernels/cuda/table_mma.h"
 
 namespace anyprec::cuda {
@@ -10,31 +12,12 @@ namespace {
 
 constexpr int kMaxRows = 64;
 
-TableMmaKernel kernel_for(int precision, std::int64_t rows, bool few_tiles) {
-  switch (precision) {
-    case 2:
-      return table_mma_kernel<2>(rows, few_tiles);
-    case 3:
-      return table_mma_kernel<3>(rows, few_tiles);
-    case 4:
-      return table_mma_kernel<4>(rows, few_tiles);
-    case 5:
-      return table_mma_kernel<5>(rows, few_tiles);
-    case 6:
-      return table_mma_kernel<6>(rows, few_tiles);
-    case 7:
-      return table_mma_kernel<7>(rows, few_tiles);
-    default:
-      return table_mma_kernel<8>(rows, few_tiles);
-  }
-}
-
 TableMmaKernel kernel_for(const Input& input, std::span<const Product> products,
                           const Device& device) {
-  std::int64_t tiles = 0;
-  for (const Product& product : products) tiles += tile_count(product.weights.out_features);
-  return kernel_for(products.front().weights.precision, input.rows,
-                    tiles <= 2 * device.multiprocessors);
+  const bool few_tiles = total_tiles(products) <= 2 * device.multiprocessors;
+  return at_precision(products.front().weights.precision, [&](auto precision) {
+    return table_mma_kernel<precision()>(input.rows, few_tiles);
+  });
 }
 
 /// Shared memory that a block may have where `blocks` of them share a multiprocessor, which keeps

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/activation_tiles.h"
+#include "kernels/cuda/precisions.h"
 #include "kernels/cuda/table_mma.h"
 #include "kernels/cuda/table_wgmma.h"
 #include "kernels/cuda/table_wgmma_args.h"
@@ -10,24 +11,6 @@ namespace anyprec::cuda {
 namespace {
 
 constexpr int kMaxRows = 128;
-TableWgmmaKernel kernel_for(int precision, std::int64_t rows) {
-  switch (precision) {
-    case 2:
-      return table_wgmma_kernel<2>(rows);
-    case 3:
-      return table_wgmma_kernel<3>(rows);
-    case 4:
-      return table_wgmma_kernel<4>(rows);
-    case 5:
-      return table_wgmma_kernel<5>(rows);
-    case 6:
-      return table_wgmma_kernel<6>(rows);
-    case 7:
-      return table_wgmma_kernel<7>(rows);
-    default:
-      return table_wgmma_kernel<8>(rows);
-  }
-}
 
 /// How a call is cut, and where what it needs lies in the workspace.
 struct Plan {
@@ -62,15 +45,15 @@ int cluster_size(int runs, int run_halves, const Device& device) {
   return best;
 }
 
-Plan plan_for(const TableMmaArgs& args, std::int64_t in_features, int precision,
-              const Device& device) {
+Plan plan_for(const TableMmaArgs& args, int precision, const Device& device) {
   Plan plan{};
-  plan.kernel = kernel_for(precision, args.x_rows);
+  plan.kernel =
+      at_precision(precision, [&](auto bits) { return table_wgmma_kernel<bits()>(args.x_rows); });
   plan.runs = (args.tiles + kBlockTiles - 1) / kBlockTiles;
   plan.run_halves = (args.columns + kHalfColumns - 1) / kHalfColumns;
   plan.cluster = cluster_size(plan.runs, plan.run_halves, device);
   plan.blocks = std::min(plan.runs, clusters_of(plan.cluster, device)) * plan.cluster;
-  plan.scales = activation_tile_bytes(in_features, plan.kernel.x_rows);
+  plan.scales = activation_tile_bytes(args.columns, plan.kernel.x_rows);
   plan.bytes = plan.scales + static_cast<std::size_t>(plan.kernel.x_rows) * sizeof(float);
   return plan;
 }
@@ -87,9 +70,8 @@ bool table_wgmma_serves(const Input& input, std::span<const Product> products,
 
 std::size_t table_wgmma_bytes(const Input& input, std::span<const Product> products,
                               const Device& device) {
-  const Weights& first = products.front().weights;
-  return plan_for(describe_products(input, products), first.in_features, first.precision, device)
-      .bytes;
+  const int precision = products.front().weights.precision;
+  return plan_for(describe_products(input, products), precision, device).bytes;
 }
 
 cudaError_t table_wgmma(const Input& input, std::span<const Product> products, void* workspace,
@@ -98,7 +80,7 @@ cudaError_t table_wgmma(const Input& input, std::span<const Product> products, v
   TableWgmmaArgs args{};
   args.table = describe_products(input, products);
   if (args.table.tiles == 0 || args.table.x_rows == 0) return cudaSuccess;
-  const Plan plan = plan_for(args.table, first.in_features, first.precision, device);
+  const Plan plan = plan_for(args.table, first.precision, device);
   auto* const memory = static_cast<std::uint8_t*>(workspace);
   const ActivationTiles tiles{memory, reinterpret_cast<float*>(memory + plan.scales),
                               plan.kernel.x_rows};

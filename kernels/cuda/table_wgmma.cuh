@@ -223,13 +223,11 @@ __global__ void __launch_bounds__(Shape::kAllThreads, 1)
 
 template <class Shape>
 TableWgmmaKernel describe_table_wgmma() {
-  return {table_wgmma<Shape>, Shape::kAllThreads, Shape::kGroups, Shape::kRows,
-          Shape::kSharedBytes};
+  return {table_wgmma<Shape>, Shape::kAllThreads, Shape::kRows, Shape::kSharedBytes};
 }
 
 template <int kBits>
 TableWgmmaKernel table_wgmma_kernel(std::int64_t rows) {
-  if (rows <= 16) return describe_table_wgmma<TableWgmmaShape<kBits, 16, 3>>();
   if (rows <= 32) return describe_table_wgmma<TableWgmmaShape<kBits, 32, 3>>();
   if (rows <= 64) return describe_table_wgmma<TableWgmmaShape<kBits, 64, 3>>();
   return describe_table_wgmma<TableWgmmaShape<kBits, 128, 2>>();

@@ -23,7 +23,6 @@ struct TableWgmmaArgs {
 struct TableWgmmaKernel {
   void (*kernel)(TableWgmmaArgs);
   int threads;
-  int groups;  ///< of warps, among which a run's half-units go round
   int x_rows;  ///< rows of x in a pass
   int shared_bytes;
 };

@@ -2,9 +2,9 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/scalars.cuh"
 #include "kernels/cuda/table_wgmma_shape.cuh"
-#include "kernels/cuda/wgmma.cuh"
 
 /// From a run's sums to y.
 namespace anyprec::cuda {

@@ -36,15 +36,6 @@ __device__ __forceinline__ std::uint64_t wgmma_rows(std::uint32_t address) {
 
 /// d += A B^T in fp32; A as of mma.m16n8k16 in every warp, d[4 j + {0, 1}] of lane 4 g + t: row g
 /// and B's rows 8 j + 2 t + {0, 1}; d[4 j + {2, 3}]: row g + 8.
-__device__ __forceinline__ void wgmma(float (&d)[8], const std::uint32_t (&a)[4], std::uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
 __device__ __forceinline__ void wgmma(float (&d)[16], const std::uint32_t (&a)[4],
                                       std::uint64_t b) {
   asm volatile(
@@ -100,65 +91,6 @@ __device__ __forceinline__ void fewer_registers() {
 template <int kCount>
 __device__ __forceinline__ void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
-}
-
-#endif
-
-// ---- copies by the copy engine ----
-
-#if __CUDA_ARCH__ >= 900
-
-/// The barrier's phase ends when its arrivals and that many bytes have come.
-__device__ __forceinline__ void barrier_arrive_and_expect(std::uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-/// Both aligned to 16 bytes; counted by the barrier.
-__device__ __forceinline__ void copy_bulk(std::uint32_t shared, const void* global, int bytes,
-                                          std::uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared),
-      "l"(global), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
-// ---- blocks of a cluster ----
-
-/// All threads of all blocks.
-__device__ __forceinline__ void meet_all_of_cluster() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
-}
-/// At what is this block's `shared` in block `rank`.
-__device__ __forceinline__ std::uint32_t remote_address(std::uint32_t shared, int rank) {
-  std::uint32_t remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(rank));
-  return remote;
-}
-__device__ __forceinline__ float load_remote(std::uint32_t shared, int rank) {
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];"
-               : "=f"(value)
-               : "r"(remote_address(shared, rank)));
-  return value;
-}
-__device__ __forceinline__ void barrier_arrive_remote(std::uint32_t barrier, int rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
-                   remote_address(barrier, rank))
-               : "memory");
-}
-/// Of this block, for arrivals of others.
-__device__ __forceinline__ void barrier_wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again_%=:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again_%=;\n}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
 }
 
 #endif

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "anyprec/cuda.h"
+#include "kernels/cuda/layout.h"
+
+namespace anyprec::cuda {
+
+inline std::int64_t total_tiles(std::span<const Product> products) {
+  std::int64_t tiles = 0;
+  for (const Product& product : products) tiles += tile_count(product.weights.out_features);
+  return tiles;
+}
+
+}  // namespace anyprec::cuda
