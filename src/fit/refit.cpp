@@ -28,8 +28,8 @@ struct Residual {
       : slots(slots_of(rows.codes, metric, codebook.basis.precision())) {
     const at::Tensor error = rows.weight - gather_values(codebook.values(), slots);
     const at::Tensor pulled = at::matmul(error, metric.hessian);
-    gradient = codebook.basis.project(
-        sum_by_slot(pulled, slots, metric.codebooks, codebook.basis.values()));
+    gradient =
+        codebook.basis.project(sum_by_slot(pulled, slots, metric, codebook.basis.precision()));
     energies = (error * pulled).sum(1, false, at::kDouble);
   }
 };
@@ -65,14 +65,14 @@ void refit_by_gradients(const Rows& rows, const Metric& metric, Codebook& codebo
   const Basis& basis = codebook.basis;
   const Residual residual(rows, metric, codebook);
   const auto pull = [&](const at::Tensor& numbers) {
-    return basis.project(sum_by_slot(numbers, residual.slots, metric.codebooks, basis.values()));
+    return basis.project(sum_by_slot(numbers, residual.slots, metric, basis.precision()));
   };
   const auto dot = [](const at::Tensor& a, const at::Tensor& b) {
     return (a * b).sum({1, 2}, true);
   };
   const at::Tensor diagonal = basis.project_squared(
       sum_by_slot(metric.hessian.diagonal().expand_as(rows.weight).contiguous(), residual.slots,
-                  metric.codebooks, basis.values()));
+                  metric, basis.precision()));
   const at::Tensor ridge = diagonal.mean({1, 2}, true) * kRidge + kTiny;
   const at::Tensor scale = (diagonal + ridge).reciprocal();
   const at::Tensor left = residual.gradient.clone();

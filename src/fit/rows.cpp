@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "anyprec/codebook.h"
 #include "anyprec/torch.h"
 
 namespace anyprec::fit {
@@ -16,6 +17,11 @@ at::Tensor gather_values(const at::Tensor& values, const at::Tensor& slots) {
   return values.flatten(1).gather(1, slots);
 }
 
+at::Tensor slot_sizes(const at::Tensor& slots, std::int64_t count) {
+  return at::zeros({slots.size(0), count}, slots.options())
+      .scatter_add_(1, slots, at::ones_like(slots));
+}
+
 namespace {
 
 /// Sums in the order of the columns within a slot: the slots sorted, and differences of prefix
@@ -24,34 +30,29 @@ at::Tensor sorted_sums(const at::Tensor& numbers, const at::Tensor& slots, std::
   const at::Tensor order = std::get<1>(at::sort(slots, /*stable=*/true, 1, false));
   const at::Tensor prefix =
       at::constant_pad_nd(at::cumsum(numbers.gather(1, order), 1, at::kDouble), {1, 0});
-  const at::Tensor sizes = at::zeros({slots.size(0), count}, slots.options())
-                               .scatter_add_(1, slots, at::ones_like(slots));
+  const at::Tensor sizes = slot_sizes(slots, count);
   const at::Tensor ends = sizes.cumsum(1);
   return (prefix.gather(1, ends) - prefix.gather(1, ends - sizes)).to(numbers.scalar_type());
 }
 
-int log2_of(std::int64_t power_of_two) {
-  int bits = 0;
-  while (power_of_two >> (bits + 1) != 0) ++bits;
-  return bits;
-}
-
 }  // namespace
 
-at::Tensor sum_by_slot(const at::Tensor& numbers, const at::Tensor& slots, std::int64_t codebooks,
-                       std::int64_t values) {
-  const std::int64_t rows = numbers.size(0), count = codebooks * values;
+at::Tensor sum_by_slot(const at::Tensor& numbers, const at::Tensor& slots, const Metric& metric,
+                       int precision) {
+  const std::int64_t rows = numbers.size(0), values = std::int64_t{1} << precision;
+  const std::int64_t count = metric.codebooks * values;
   // On a GPU scatter_add_ adds in any order.
   if (numbers.is_cuda()) {
-    if (codebooks == 1 && values >= 4 && numbers.scalar_type() == at::kFloat) {
-      return anyprec::torch::sum_by_code(numbers.contiguous(), slots.to(at::kByte), log2_of(values),
-                                         0);
+    const bool has_kernel =
+        metric.codebooks == 1 && precision >= kMinPrecision && numbers.scalar_type() == at::kFloat;
+    if (has_kernel) {
+      return anyprec::torch::sum_by_code(numbers.contiguous(), slots.to(at::kByte), precision, 0);
     }
-    return sorted_sums(numbers, slots, count).view({rows, codebooks, values});
+    return sorted_sums(numbers, slots, count).view({rows, metric.codebooks, values});
   }
   at::Tensor sums = at::zeros({rows, count}, numbers.options());
   sums.scatter_add_(1, slots, numbers);
-  return sums.view({rows, codebooks, values});
+  return sums.view({rows, metric.codebooks, values});
 }
 
 at::Tensor energy(const at::Tensor& error, const Metric& metric) {

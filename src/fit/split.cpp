@@ -16,8 +16,8 @@ at::Tensor slot_means(const Rows& rows, const Metric& metric, int precision) {
   at::Tensor means;
   for (int b = 0; b <= precision; ++b) {
     const at::Tensor slots = slots_of(rows.codes, metric, b);
-    const at::Tensor masses = sum_by_slot(mass, slots, metric.codebooks, std::int64_t{1} << b);
-    const at::Tensor moments = sum_by_slot(moment, slots, metric.codebooks, std::int64_t{1} << b);
+    const at::Tensor masses = sum_by_slot(mass, slots, metric, b);
+    const at::Tensor moments = sum_by_slot(moment, slots, metric, b);
     const at::Tensor whole = b == 0 ? at::zeros_like(moments) : at::cat({means, means}, 2);
     means = at::where(masses > 0.0, moments / masses, whole);
   }
@@ -39,8 +39,7 @@ at::Tensor split(const Rows& rows, const Metric& metric, int precision) {
       metric.hessian.diagonal().to(at::kDouble).expand_as(value).gather(1, order);
   const at::Tensor masses = with_zero_first(mass.cumsum(1));
   const at::Tensor moments = with_zero_first((mass * value).cumsum(1));
-  const at::Tensor size =
-      at::zeros({rows.count(), count}, slot.options()).scatter_add_(1, slot, at::ones_like(slot));
+  const at::Tensor size = slot_sizes(slots, count);
   const at::Tensor end = size.cumsum(1), begin = end - size;
   const auto total = [&](const at::Tensor& sums) {
     return (sums.gather(1, end) - sums.gather(1, begin)).gather(1, slot);
