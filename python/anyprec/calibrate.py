@@ -24,6 +24,7 @@ from anyprec.determinism import deterministic
 from anyprec.hidden_states import HiddenStates
 from anyprec.placement import on_device
 from anyprec.segments import SegmentedModel, blocks_of, outside_modules
+from anyprec.training import frozen, matmul_precision
 from anyprec.tying import untied
 
 # The loss is scaled before the backward pass so that small gradients survive fp16 and bf16. The
@@ -176,7 +177,7 @@ class _Calibration:
         states: dict[int, HiddenStates] = {}
         always = list(self.model.modules()) if self.resident else self._outside()
         try:
-            with on_device(always, self.device, self.dtype, self.own), _exact_products():
+            with on_device(always, self.device, self.dtype, self.own), matmul_precision("highest"):
                 before = self._before_blocks()
                 wanted = [self._names_of(index, before) for index in range(len(self.segments))]
                 end = self._resumed(wanted, states)
@@ -389,31 +390,17 @@ class _Accumulator:
 
 
 @contextlib.contextmanager
-def _exact_products() -> Iterator[None]:
-    """Products of fp32 matrices in fp32: TF32 would round their factors to 10 bits."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextlib.contextmanager
 def _only_trainable(model: nn.Module, weights: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Gradients for these weights only; every flag is put back afterwards."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+    """Gradients for these weights only; none is left, and every flag is put back afterwards."""
+    with frozen(model):
         for weight in weights:
             weight.requires_grad_(True)
             weight.grad = None
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.grad = None
-            parameter.requires_grad_(flag)
+        try:
+            yield
+        finally:
+            for parameter in model.parameters():
+                parameter.grad = None
 
 
 @contextlib.contextmanager

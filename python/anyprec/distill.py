@@ -24,6 +24,7 @@ from anyprec.model import AnyPrecisionForCausalLM
 from anyprec.output_head import last_hidden, output_head
 from anyprec.table_linear import Codebooks, TrainableCodebooks
 from anyprec.teacher import Teacher
+from anyprec.training import frozen, matmul_precision
 
 # Of the standard deviation of a row's weights, by precision: the fastest that are stable. Full
 # tables, and hybrids, whose few coefficients move many values each.
@@ -107,7 +108,7 @@ def distill(
     if not linears:
         raise DistillError("the model has no quantized linear layers")
     blocks = Blocks(student, linears)
-    with _frozen(student), fast_products(student.device):
+    with frozen(student), fast_products(student.device):
         codebooks = TrainableCodebooks(linears, precision)
         with codebooks.attached(), blocks.attached():
             return _run(student, teacher, codebooks, blocks, precision, options, on_step)
@@ -202,28 +203,6 @@ class _Pace:
         self._before = here
 
 
-@contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for the model's own parameters; every flag is put back afterwards."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-@contextlib.contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
+def fast_products(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """On a GPU, fp32 matrix products in TF32."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    return matmul_precision("high") if device.type == "cuda" else contextlib.nullcontext()

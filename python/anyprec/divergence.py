@@ -53,10 +53,16 @@ def _rows(head: OutputHead, wanted_head: OutputHead) -> int:
     return max(1, _LOGITS // max(head.vocabulary, wanted_head.vocabulary))
 
 
+def log_probabilities(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two models' logits [rows, V], fp32, over the vocabulary that both have.
+
+    A checkpoint and its original may pad the vocabulary differently; both know the shorter one.
+    """
+    vocabulary = min(p.shape[1], q.shape[1])
+    return tuple(logits[:, :vocabulary].float().log_softmax(-1) for logits in (p, q))
+
+
 def _kl_sum(p: Tensor, q: Tensor) -> Tensor:
     """Of logits [rows, V]."""
-    # A checkpoint and its original may pad the vocabulary differently; both know the shorter one.
-    vocabulary = min(p.shape[1], q.shape[1])
-    p = p[:, :vocabulary].float().log_softmax(-1)
-    q = q[:, :vocabulary].float().log_softmax(-1)
+    p, q = log_probabilities(p, q)
     return nn.functional.kl_div(q, p, reduction="sum", log_target=True)

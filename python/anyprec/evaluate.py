@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anyprec.datasets import DatasetError, documents
+from anyprec.divergence import log_probabilities
 from anyprec.precision import PrecisionRequest
 
 # Rows of logits that are made fp32 at a time: [rows, vocabulary]; on a GPU enough to fill it.
@@ -210,12 +211,9 @@ def _nll(logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
 
 def _divergence(base: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Mean KL(base || logits) of a token, and the share of tokens with the same first choice."""
-    # A checkpoint and its original may pad the vocabulary differently; both know the shorter one.
-    vocabulary = min(base.shape[1], logits.shape[1])
     kl, same = [], []
     for rows in _chunks(logits):
-        p = base[rows, :vocabulary].to(logits.device).float().log_softmax(-1)
-        q = logits[rows, :vocabulary].float().log_softmax(-1)
+        p, q = log_probabilities(base[rows].to(logits.device), logits[rows])
         kl.append(nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1))
         same.append((p.argmax(-1) == q.argmax(-1)).float())
     return _mean(kl), _mean(same)

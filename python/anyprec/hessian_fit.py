@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anyprec.options import Options, QuantizeError
-from anyprec.recipes import Descent
+from anyprec.recipes import Descent, taus_of
 
 # Added to a Hessian's diagonal, of its mean.
 _DAMPING = 0.01
@@ -75,7 +75,7 @@ def fit_to_hessian(
         options.group_size,
         precisions,
         options.seed_precision,
-        [float(descent.taus.get(b, 0.0)) if descent else 0.0 for b in precisions],
+        taus_of(descent, precisions),
         descent.rounds if descent else 0,
         descent.child_sweeps if descent else 0,
     )

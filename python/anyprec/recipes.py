@@ -107,8 +107,7 @@ class Recipe:
 
     def taus(self, precisions: Sequence[int]) -> list[float]:
         """The weight of each precision in the joint descent, 0 for one that takes no part."""
-        taus = self.descent.taus if self.descent else {}
-        return [float(taus.get(precision, 0.0)) for precision in precisions]
+        return taus_of(self.descent, precisions)
 
     def distilled(self, precisions: Sequence[int]) -> list[int]:
         """Those of `precisions` whose codebooks are distilled."""
@@ -138,6 +137,12 @@ class Recipe:
         if distillation is not None and distillation["dataset"] is not None:
             distillation["dataset"] = Path(distillation["dataset"]).name
         return {"name": self.name, **self.fit_record(), "distillation": distillation}
+
+
+def taus_of(descent: Descent | None, precisions: Sequence[int]) -> list[float]:
+    """A descent's weight of each precision, 0 for one that takes no part."""
+    taus = descent.taus if descent else {}
+    return [float(taus.get(precision, 0.0)) for precision in precisions]
 
 
 def recipe_names() -> list[str]:

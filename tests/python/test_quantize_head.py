@@ -22,14 +22,8 @@ from test_calibrate import TOKENS
 
 
 @pytest.fixture(scope="module")
-def options(text_file):
-    return {
-        "dataset": str(text_file),
-        "num_examples": 3,
-        "seq_len": 32,
-        "device": "cpu",
-        "quantize_head": True,
-    }
+def options(calibration):
+    return {**calibration, "quantize_head": True}
 
 
 @pytest.fixture(scope="module", params=["llama", "llama-tied", "opt", "gemma2"])

@@ -31,14 +31,8 @@ DISTILLED = Recipe("distilled", refit=False, distillation=DISTILLATION)
 
 
 @pytest.fixture(scope="module")
-def options(text_file):
-    return {
-        "dataset": str(text_file),
-        "num_examples": 3,
-        "seq_len": 32,
-        "device": "cpu",
-        "precisions": BITS,
-    }
+def options(calibration):
+    return {**calibration, "precisions": BITS}
 
 
 class FitDouble:
