@@ -24,7 +24,7 @@ from anyprec.model import AnyPrecisionForCausalLM
 from anyprec.output_head import last_hidden, output_head
 from anyprec.table_linear import Codebooks, TrainableCodebooks
 from anyprec.teacher import Teacher
-from anyprec.training import frozen, matmul_precision
+from anyprec.training import frozen, fused_norms, matmul_precision
 
 # Of the standard deviation of a row's weights, by precision: the fastest that are stable. Full
 # tables, and hybrids, whose few coefficients move many values each.
@@ -43,12 +43,14 @@ class DistillError(ValueError):
 @dataclass(frozen=True)
 class DistillOptions:
     """steps: of the optimizer; batch_size: sequences in a step; learning_rate: None for the
-    precision's own (default_learning_rate); cuda_graph: replay a step as one graph on a GPU."""
+    precision's own (default_learning_rate); cuda_graph: replay a step as one graph on a GPU;
+    autocast: dtype of products and attention in a step (DistillStep), None for the model's own."""
 
     steps: int = 300
     batch_size: int = 8
     learning_rate: float | None = None
     cuda_graph: bool = True
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -108,7 +110,7 @@ def distill(
     if not linears:
         raise DistillError("the model has no quantized linear layers")
     blocks = Blocks(student, linears)
-    with frozen(student), fast_products(student.device):
+    with frozen(student), fused_norms(student), fast_products(student.device):
         codebooks = TrainableCodebooks(linears, precision)
         with codebooks.attached(), blocks.attached():
             return _run(student, teacher, codebooks, blocks, precision, options, on_step)
@@ -130,7 +132,15 @@ def _run(
     before = held_out_kl(student, teacher, codebooks)
     best, best_step, best_codebooks = before, 0, {}
     looks = {math.ceil(options.steps * (i + 1) / _LOOKS) for i in range(_LOOKS)}
-    step = DistillStep(student, codebooks, blocks, teacher, options.batch_size, options.cuda_graph)
+    step = DistillStep(
+        student,
+        codebooks,
+        blocks,
+        teacher,
+        options.batch_size,
+        options.cuda_graph,
+        options.autocast,
+    )
     batches = batch_rows(len(teacher.training), options.batch_size)
     pace = _Pace(student.device)
     for index in range(1, options.steps + 1):

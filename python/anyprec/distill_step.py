@@ -15,6 +15,7 @@ from anyprec.divergence import kl_backward
 from anyprec.output_head import last_hidden, output_head
 from anyprec.table_linear import TrainableCodebooks
 from anyprec.teacher import Teacher
+from anyprec.training import mixed_precision
 
 # Where the activations of a batch would take more than this of a GPU's free memory, blocks are
 # computed again in the backward pass. Warm-up and graph have their own pools, one after the other.
@@ -32,6 +33,9 @@ class DistillStep:
     and replayed (cuda_graph), and blocks are recomputed where their activations would not fit; on a
     CPU sequence by sequence. All of these give the same gradients up to rounding, and the same
     bytes every time.
+
+    autocast: the dtype of matrix products and attention within the model, None for the model's own.
+    What is passed from block to block, norms, logits and loss keep the model's dtype.
     """
 
     def __init__(
@@ -42,8 +46,10 @@ class DistillStep:
         teacher: Teacher,
         batch_size: int,
         cuda_graph: bool = True,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self._student, self._codebooks, self._blocks = student, codebooks, blocks
+        self._autocast = autocast
         self._teacher = teacher
         self._head = output_head(student)
         self._device = student.device
@@ -96,7 +102,8 @@ class DistillStep:
         loss = torch.zeros((), device=self._device)
         for at in range(0, len(self._ids), self._at_once):
             here = slice(at, at + self._at_once)
-            hidden = last_hidden(self._student, self._ids[here])
+            with mixed_precision(self._device, self._autocast):
+                hidden = last_hidden(self._student, self._ids[here])
             loss += kl_backward(
                 hidden, self._head, self._wanted[here], self._teacher.head, self._ids.numel()
             )

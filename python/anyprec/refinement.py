@@ -29,9 +29,11 @@ from anyprec.source import Source, dtype_name, load_source, parse_dtype
 from anyprec.table_linear import Codebooks
 from anyprec.teacher import teach
 
-# Models of up to so many weights are distilled in float32 (TF32 products) on a GPU: rounding to
-# bfloat16 hides what is left to learn at 6 bits and more. Larger ones in bfloat16.
-_FLOAT32_WEIGHTS = 2_000_000_000
+# Models of up to so many weights are distilled in mixed precision on a GPU. Larger ones wholly in
+# bfloat16, whose rounding of what passes from block to block hides what is left to learn at 6 bits
+# and more.
+_MIXED_WEIGHTS = 2_000_000_000
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ def refine(
     takes all that it has (of a hub dataset 500 windows). held_out: the last so many of them are not
     trained on and decide: a precision whose KL divergence to the original does not fall there keeps
     the codebooks that it had. learning_rate: one, or one for each precision; None for each
-    precision's own. dtype: to compute in; "auto" is float32, and bfloat16 for more than 2 billion
-    weights on a GPU. cuda_graph: on a GPU, capture a step and replay it. out: a new directory, or
+    precision's own. dtype: to compute in; "mixed" is float32 with products and attention of a step
+    in bfloat16; "auto" is float32 on a CPU, and on a GPU mixed, or bfloat16 for more than 2 billion
+    weights. cuda_graph: on a GPU, capture a step and replay it. out: a new directory, or
     with overwrite one to replace; by default the checkpoint itself is replaced, file by file, at
     the end. Nothing is written where no precision got better.
 
@@ -110,7 +113,6 @@ def refine(
         raise DistillError("precisions is empty, wanted at least one")
     lut_bits = Checkpoint(directory, precisions).codebook["lut_bits"]
     rates = _rates(learning_rate, precisions, lut_bits)
-    options = {b: DistillOptions(steps, batch_size, rate, cuda_graph) for b, rate in rates.items()}
     reporter: Reporter = Terminal() if progress is True else progress or Silent()
     tokens = _tokens(directory, dataset, num_examples, seq_len, random_state)
     if not 1 <= held_out < len(tokens.ids):
@@ -123,7 +125,11 @@ def refine(
 
     source = original if isinstance(original, Source) else load_source(original)
     place = torch.device(device)
-    computing = parse_dtype(dtype) or _computing_dtype(source, place)
+    computing, autocast = _computing_dtypes(dtype, source, place)
+    options = {
+        b: DistillOptions(steps, batch_size, rate, cuda_graph, autocast)
+        for b, rate in rates.items()
+    }
     started = time.monotonic()
     with placed(source.model, place, computing) as model, fast_products(place):
         teacher = teach(model, training, judging)
@@ -151,15 +157,22 @@ def refine(
             + ("" if outcome.kept else ", not better: kept as it was")
         )
     if replaced:
-        record = _record(tokens, steps, batch_size, rates, student, outcomes)
+        computed = MIXED if autocast else dtype_name(computing)
+        record = _record(tokens, steps, batch_size, rates, place.type, computed, outcomes)
         rewrite_checkpoint(directory, target, replaced, {"refined": record}, overwrite=overwrite)
     return Refinement(str(target), tuple(outcomes), bool(replaced), teacher_seconds, tuple(costs))
 
 
-def _computing_dtype(source: Source, device: torch.device) -> torch.dtype:
-    weights = sum(parameter.numel() for parameter in source.model.parameters())
-    large = device.type == "cuda" and weights > _FLOAT32_WEIGHTS
-    return torch.bfloat16 if large else torch.float32
+def _computing_dtypes(
+    dtype: str, source: Source, device: torch.device
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """Of the model, and of the products in a step where that is another."""
+    if dtype == "auto" and device.type == "cuda":
+        weights = sum(parameter.numel() for parameter in source.model.parameters())
+        dtype = MIXED if weights <= _MIXED_WEIGHTS else "bfloat16"
+    if dtype == MIXED:
+        return torch.float32, torch.bfloat16
+    return parse_dtype(dtype) or torch.float32, None
 
 
 class _Meter:
@@ -236,7 +249,8 @@ def _record(
     steps: int,
     batch_size: int,
     rates: Mapping[int, float],
-    student: torch.nn.Module,
+    device: str,
+    dtype: str,
     outcomes: list[Outcome],
 ) -> dict[str, Any]:
     return {
@@ -244,7 +258,7 @@ def _record(
         "steps": steps,
         "batch_size": batch_size,
         "learning_rates": {str(b): rate for b, rate in rates.items()},
-        "device": student.device.type,
-        "dtype": dtype_name(student.dtype),
+        "device": device,
+        "dtype": dtype,
         "results": [outcome.to_dict() for outcome in outcomes],
     }

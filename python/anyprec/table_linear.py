@@ -153,7 +153,10 @@ class _Layer:
         self.alpha = pieces[1] if len(pieces) == 2 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., K] -> [..., N] in the same dtype."""
+        """x: [..., K] -> [..., N] in the same dtype, or in autocast's."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
         y = _CodebookLinear.apply(x, self, *self.leaves)
         bias = self.linear.bias
         return y if bias is None else y + bias.to(y.dtype)

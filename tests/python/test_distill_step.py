@@ -15,6 +15,7 @@ from anyprec.linear import AnyPrecisionLinear
 from anyprec.output_head import HeadError, check_head, last_hidden, output_head
 from anyprec.table_linear import TrainableCodebooks
 from anyprec.teacher import teach
+from anyprec.training import fused_norms
 from checkpoints import FAMILIES, FULL, HYBRID, VOCABULARY, tiny_model, write_checkpoint
 from matrices import random_matrix
 
@@ -159,6 +160,41 @@ def test_the_gradient_is_the_slope_of_the_loss(written, device):
     assert (values[0] - values[1]) / 0.6 == pytest.approx(gradient.norm().item(), rel=3e-2)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_mixed_precision_gives_nearly_the_same_gradient(written, device):
+    setup = Setup(written, device)
+    loss, gradient = setup.gradient([1, 4])
+    found = setup.gradient([1, 4], autocast=torch.bfloat16)
+    assert found[0] != loss and found[0] == pytest.approx(loss, rel=1e-2)
+    assert torch.cosine_similarity(found[1], gradient, dim=0) > 0.999
+    assert found[1].norm().item() == pytest.approx(gradient.norm().item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_fused_norms_compute_what_the_models_own_do(family, device):
+    model = tiny_model(family).to(device)
+    ids = torch.from_numpy(ROWS[:2]).to(device)
+    with torch.no_grad():
+        for norm in (m for n, m in model.named_modules() if n.endswith("norm")):
+            if norm.weight is not None:
+                norm.weight += 0.3 * torch.randn_like(norm.weight)
+        wanted = last_hidden(model, ids)
+        with fused_norms(model):
+            found = last_hidden(model, ids)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        assert torch.equal(last_hidden(model, ids), wanted)
+
+
+def test_only_norms_that_are_torchs_own_are_fused():
+    llama, gemma = tiny_model("llama").model.norm, tiny_model("gemma2").model.norm
+    for norm, fused in ((llama, True), (gemma, False)):
+        holder = torch.nn.Sequential(norm)
+        with fused_norms(holder):
+            assert ("forward" in norm.__dict__) == fused
+        assert "forward" not in norm.__dict__
+
+
 def quantized_head(precision):
     matrix = random_matrix(VOCABULARY, 48, precision)
     return AnyPrecisionLinear(matrix.canonical, {precision: matrix.lut}, in_features=48)
@@ -243,7 +279,7 @@ def test_distilling_on_a_gpu_gives_the_same_bytes_and_a_lower_divergence(written
         results.append(distill(setup.student, setup.teacher, 2, options))
     (outcome, codebooks), (again, same) = results
     assert outcome == again
-    assert outcome.kept and outcome.after < 0.95 * outcome.before
+    assert outcome.kept and outcome.after < 0.98 * outcome.before
     for name, (lut, alpha) in codebooks.items():
         assert torch.equal(lut, same[name][0])
         assert alpha is None or torch.equal(alpha, same[name][1])

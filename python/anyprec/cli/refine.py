@@ -56,8 +56,8 @@ def refine_command(
     dtype: Annotated[
         str,
         typer.Option(
-            help="To compute in: auto (float32; bfloat16 for large models on a GPU), "
-            "float32, bfloat16 or float16."
+            help="To compute in: auto (float32 on a CPU; on a GPU mixed, and bfloat16 for large "
+            "models), mixed (float32, products in bfloat16), float32, bfloat16 or float16."
         ),
     ] = "auto",
     cuda_graph: Annotated[
