@@ -49,38 +49,37 @@ class Descent:
 class Distillation:
     """How codebooks are distilled; see `anyprec.refine`.
 
-    dataset: None for the text of calibration. num_examples: None for all windows that it has.
-    learning_rates: by precision, one for each of `precisions`; None for what suits the checkpoint's
-    codebooks (anyprec.distill.default_learning_rate).
+    steps: of the optimizer, for each precision that is distilled. dataset: None for the text of
+    calibration. num_examples: None for all windows that it has. learning_rates: one for each of
+    those precisions; None for what suits the checkpoint's codebooks
+    (anyprec.distill.default_learning_rate).
     """
 
-    precisions: tuple[int, ...]
+    steps: dict[int, int]
     learning_rates: dict[int, float] | None = None
     dataset: str | None = None
     num_examples: int | None = None
     seq_len: int = 512
     held_out: int = 20
-    steps: int = 300
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if not self.precisions or not all(2 <= b <= 8 for b in self.precisions):
-            raise RecipeError(
-                f"distillation.precisions: found {list(self.precisions)}, wanted some of 2 to 8"
-            )
+        _check_by_precision("distillation.steps", self.steps)
+        for precision, steps in self.steps.items():
+            _check_integer(f"distillation.steps.{precision}", steps, 1)
         if self.learning_rates is not None:
             _check_by_precision("distillation.learning_rates", self.learning_rates)
-            if sorted(self.learning_rates) != sorted(self.precisions):
+            if sorted(self.learning_rates) != sorted(self.steps):
                 raise RecipeError(
-                    f"distillation.precisions: found {list(self.precisions)}, wanted the "
-                    f"{sorted(self.learning_rates)} of distillation.learning_rates"
+                    f"distillation.learning_rates: found {sorted(self.learning_rates)}, wanted the "
+                    f"{sorted(self.steps)} of distillation.steps"
                 )
         if self.dataset is not None and not isinstance(self.dataset, str):
             raise RecipeError(f"distillation.dataset: found {self.dataset!r}, wanted text or null")
         if self.num_examples is not None:
             _check_integer("distillation.num_examples", self.num_examples, 2)
         _check_integer("distillation.seq_len", self.seq_len, 2)
-        for name in ("held_out", "steps", "batch_size"):
+        for name in ("held_out", "batch_size"):
             _check_integer(f"distillation.{name}", getattr(self, name), 1)
 
 
@@ -111,7 +110,7 @@ class Recipe:
 
     def distilled(self, precisions: Sequence[int]) -> list[int]:
         """Those of `precisions` whose codebooks are distilled."""
-        wanted = self.distillation.precisions if self.distillation else ()
+        wanted = self.distillation.steps if self.distillation else ()
         return [precision for precision in precisions if precision in wanted]
 
     def check(self, precisions: Sequence[int]) -> None:
@@ -189,12 +188,7 @@ def _parse(found: Any) -> Recipe:
         if rates is not None:
             rates = _by_precision("distillation.learning_rates", rates)
         distillation["learning_rates"] = rates
-        wanted = distillation["precisions"]
-        if not isinstance(wanted, list) or not all(isinstance(b, int) for b in wanted):
-            raise RecipeError(
-                f"distillation.precisions: found {wanted!r}, wanted a list of precisions"
-            )
-        distillation["precisions"] = tuple(wanted)
+        distillation["steps"] = _by_precision("distillation.steps", distillation["steps"])
         values["distillation"] = Distillation(**distillation)
     return Recipe(**values)
 

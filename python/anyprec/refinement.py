@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from anyprec.teacher import teach
 # and more.
 _MIXED_WEIGHTS = 2_000_000_000
 MIXED = "mixed"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def refine(
     seq_len: int = 512,
     random_state: int | None = None,
     held_out: int = 20,
-    steps: int = 300,
+    steps: int | Mapping[int, int] = 300,
     batch_size: int = 8,
     learning_rate: float | Mapping[int, float] | None = None,
     device: str = "cpu",
@@ -94,12 +96,12 @@ def refine(
     dataset, num_examples, seq_len, random_state: the text, as for quantizing; None for num_examples
     takes all that it has (of a hub dataset 500 windows). held_out: the last so many of them are not
     trained on and decide: a precision whose KL divergence to the original does not fall there keeps
-    the codebooks that it had. learning_rate: one, or one for each precision; None for each
-    precision's own. dtype: to compute in; "mixed" is float32 with products and attention of a step
-    in bfloat16; "auto" is float32 on a CPU, and on a GPU mixed, or bfloat16 for more than 2 billion
-    weights. cuda_graph: on a GPU, capture a step and replay it. out: a new directory, or
-    with overwrite one to replace; by default the checkpoint itself is replaced, file by file, at
-    the end. Nothing is written where no precision got better.
+    the codebooks that it had. steps: of the optimizer, for all precisions or for each.
+    learning_rate: likewise; None for each precision's own. dtype: to compute in; "mixed" is float32
+    with products and attention of a step in bfloat16; "auto" is float32 on a CPU, and on a GPU
+    mixed, or bfloat16 for more than 2 billion weights. cuda_graph: on a GPU, capture a step and
+    replay it. out: a new directory, or with overwrite one to replace; by default the checkpoint
+    itself is replaced, file by file, at the end. Nothing is written where no precision got better.
 
     Raises DistillError, DatasetError, SourceError, HeadError, StepError, PrecisionError or
     FormatError.
@@ -113,6 +115,7 @@ def refine(
         raise DistillError("precisions is empty, wanted at least one")
     lut_bits = Checkpoint(directory, precisions).codebook["lut_bits"]
     rates = _rates(learning_rate, precisions, lut_bits)
+    counts = _each("steps", steps, precisions)
     reporter: Reporter = Terminal() if progress is True else progress or Silent()
     tokens = _tokens(directory, dataset, num_examples, seq_len, random_state)
     if not 1 <= held_out < len(tokens.ids):
@@ -120,14 +123,14 @@ def refine(
             f"held_out {held_out}: wanted at least 1 and fewer than the {len(tokens.ids)} windows"
         )
     training, judging = tokens.ids[:-held_out], tokens.ids[-held_out:]
-    training = training[: steps * batch_size]  # more would never be looked at
+    training = training[: max(counts.values()) * batch_size]  # more would never be looked at
     reporter.line(f"{len(training)} windows of {seq_len} tokens, {held_out} more to judge by")
 
     source = original if isinstance(original, Source) else load_source(original)
     place = torch.device(device)
     computing, autocast = _computing_dtypes(dtype, source, place)
     options = {
-        b: DistillOptions(steps, batch_size, rate, cuda_graph, autocast)
+        b: DistillOptions(counts[b], batch_size, rate, cuda_graph, autocast)
         for b, rate in rates.items()
     }
     started = time.monotonic()
@@ -141,7 +144,10 @@ def refine(
     costs: list[Cost] = []
     replaced: dict[str, np.ndarray] = {}
     for precision in precisions:
-        with reporter.stage(f"{precision} bits", steps) as advance, _Meter(place) as meter:
+        with (
+            reporter.stage(f"{precision} bits", counts[precision]) as advance,
+            _Meter(place) as meter,
+        ):
             outcome, codebooks = distill(
                 student,
                 teacher,
@@ -158,7 +164,7 @@ def refine(
         )
     if replaced:
         computed = MIXED if autocast else dtype_name(computing)
-        record = _record(tokens, steps, batch_size, rates, place.type, computed, outcomes)
+        record = _record(tokens, counts, batch_size, rates, place.type, computed, outcomes)
         rewrite_checkpoint(directory, target, replaced, {"refined": record}, overwrite=overwrite)
     return Refinement(str(target), tuple(outcomes), bool(replaced), teacher_seconds, tuple(costs))
 
@@ -226,12 +232,17 @@ def _rates(
     """The learning rate of each precision."""
     if learning_rate is None:
         return {b: default_learning_rate(b, lut_bits) for b in precisions}
-    if not isinstance(learning_rate, Mapping):
-        return dict.fromkeys(precisions, learning_rate)
-    missing = sorted(set(precisions) - set(learning_rate))
+    return _each("learning rate", learning_rate, precisions)
+
+
+def _each(name: str, value: T | Mapping[int, T], precisions: Sequence[int]) -> dict[int, T]:
+    """A value that is one for all, or a mapping, by precision."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(precisions, value)
+    missing = sorted(set(precisions) - set(value))
     if missing:
-        raise DistillError(f"no learning rate for {missing[0]} bits, wanted one for each precision")
-    return {precision: learning_rate[precision] for precision in precisions}
+        raise DistillError(f"no {name} for {missing[0]} bits, wanted one for each precision")
+    return {precision: value[precision] for precision in precisions}
 
 
 def _named(codebooks: Codebooks, precision: int) -> dict[str, np.ndarray]:
@@ -246,7 +257,7 @@ def _named(codebooks: Codebooks, precision: int) -> dict[str, np.ndarray]:
 
 def _record(
     tokens: Tokens,
-    steps: int,
+    steps: Mapping[int, int],
     batch_size: int,
     rates: Mapping[int, float],
     device: str,
@@ -255,7 +266,7 @@ def _record(
 ) -> dict[str, Any]:
     return {
         **tokens.record(),
-        "steps": steps,
+        "steps": {str(b): count for b, count in steps.items()},
         "batch_size": batch_size,
         "learning_rates": {str(b): rate for b, rate in rates.items()},
         "device": device,

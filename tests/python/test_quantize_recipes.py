@@ -23,7 +23,7 @@ from interrupted import run_and_die
 BITS = (2, 3, 4)
 DESCENT = Descent({2: 1.0, 3: 0.5}, rounds=2, child_sweeps=1)
 DISTILLATION = Distillation(
-    (2, 3), {2: 0.01, 3: 0.003}, num_examples=6, seq_len=32, held_out=2, steps=4, batch_size=2
+    {2: 4, 3: 4}, {2: 0.01, 3: 0.003}, num_examples=6, seq_len=32, held_out=2, batch_size=2
 )
 REFIT = Recipe("refit", refit=True)
 JOINT = Recipe("joint", refit=True, descent=DESCENT)
@@ -305,7 +305,7 @@ class TestDistillation:
         assert found["recipe"] == DISTILLED.record()
         assert found["distillation_text"]["num_examples"] == 6
         assert found["refined"]["learning_rates"] == {"2": 0.01, "3": 0.003}
-        assert found["refined"]["steps"] == 4
+        assert found["refined"]["steps"] == {"2": 4, "3": 4}
 
     def test_the_same_request_does_nothing(self, distilled, tiny_source, options):
         before = files_of(distilled)
@@ -359,7 +359,7 @@ class TestDistillation:
         few = Recipe(
             "few",
             refit=False,
-            distillation=Distillation((2,), {2: 0.01}, num_examples=3, seq_len=32, held_out=3),
+            distillation=Distillation({2: 300}, {2: 0.01}, num_examples=3, seq_len=32, held_out=3),
         )
         with pytest.raises(QuantizeError, match=r"recipe few: .* 3 windows .* more than the 3"):
             quantize(tiny_source, tmp_path / "out", recipe=few, **options)

@@ -10,7 +10,7 @@ BEST = {
     "name": "mine",
     "refit": True,
     "descent": {"taus": {"2": 1, "4": 0.5}, "rounds": 2, "child_sweeps": 1},
-    "distillation": {"precisions": [2, 3], "learning_rates": {"2": 0.01, "3": 0.003}},
+    "distillation": {"steps": {"2": 300, "3": 200}, "learning_rates": {"2": 0.01, "3": 0.003}},
 }
 
 
@@ -52,7 +52,7 @@ def test_a_file_is_a_recipe_too(written):
     recipe = load_recipe(written(BEST))
     assert recipe.taus((2, 3, 4, 5)) == [1.0, 0.0, 0.5, 0.0]
     assert recipe.distilled((3, 4, 5)) == [3]
-    assert recipe.distillation.steps == 300
+    assert recipe.distillation.steps == {2: 300, 3: 200}
     assert load_recipe(recipe) is recipe
     without_rates = load_recipe(written(changed("distillation/learning_rates", None)))
     assert without_rates.distillation.learning_rates is None
@@ -63,10 +63,9 @@ def test_the_record_is_json_and_has_all_but_the_description(written):
     record = recipe.record()
     assert json.loads(json.dumps(record)) == record
     assert record == load_recipe(written({**BEST, "description": "otherwise"})).record()
-    assert record != load_recipe(written(changed("distillation/steps", 7))).record()
-    assert (
-        recipe.fit_record() == load_recipe(written(changed("distillation/steps", 7))).fit_record()
-    )
+    longer = load_recipe(written(changed("distillation/steps", {"2": 7, "3": 7})))
+    assert record != longer.record()
+    assert recipe.fit_record() == longer.fit_record()
     assert recipe.fit_record() != load_recipe(written(changed("descent/rounds", 7))).fit_record()
 
 
@@ -95,11 +94,12 @@ def test_the_record_has_no_folder_of_a_text(written):
         ("descent/taus", {"9": 1}, r"descent\.taus: found precision 9, wanted 2 to 8"),
         ("descent/taus", {"two": 1}, r"descent\.taus: found .*wanted a number for each precision"),
         ("descent/taus", {"2": -1}, r"descent\.taus\.2: found -1, wanted a positive number"),
-        ("distillation/precisions", [2], r"distillation\.precisions: found \[2\], wanted the"),
-        ("distillation/precisions", [2, 9], r"precisions: found \[2, 9\], wanted some of 2 to 8"),
-        ("distillation/precisions", ["2"], r"distillation\.precisions: found \['2'\]"),
-        ("distillation/learning_rates", {"2": 1}, r"precisions: found \[2, 3\], wanted the \[2\]"),
-        ("distillation/steps", 0, r"distillation\.steps: found 0"),
+        ("distillation/steps", {}, r"distillation\.steps: empty"),
+        ("distillation/steps", {"9": 1}, r"distillation\.steps: found precision 9, wanted 2 to 8"),
+        ("distillation/steps", {"2": 5}, r"rates: found \[2, 3\], wanted the \[2\] of .*steps"),
+        ("distillation/steps", {"2": 1.5, "3": 1}, r"distillation\.steps\.2: found 1.5, wanted an"),
+        ("distillation/steps", 300, r"distillation\.steps: found 300, wanted a number for each"),
+        ("distillation/learning_rates", {"2": 1}, r"rates: found \[2\], wanted the \[2, 3\]"),
         ("distillation/dataset", 3, r"distillation\.dataset: found 3"),
     ],
 )
