@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,10 +156,11 @@ def _load_gguf(path: Path, wanted: torch.dtype | None, weights: bool) -> Source:
         if not weights:
             config = _plain(AutoConfig.from_pretrained(**where))
             return Source(_on_meta(config), None, path.name, wanted or torch.float16)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, **_dequantize_gguf()
-        )
+        with _parsed_once():
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.float32, **_dequantize_gguf()
+            )
     except (ImportError, ValueError) as error:
         raise SourceError(f"{path}: transformers cannot read it: {error}") from error
     # transformers takes a model from GGUF for a quantized one (no .half(), no save_pretrained),
@@ -169,6 +173,26 @@ def _load_gguf(path: Path, wanted: torch.dtype | None, weights: bool) -> Source:
     if generation is not None:
         model.generation_config = generation
     return Source(model.eval(), tokenizer, path.name, wanted or torch.float16)
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Inside, a GGUF file's header is parsed once, and the names of its tensors are listed once.
+
+    transformers does the former for tokenizer, config and weights each, and the latter for every
+    module of the model: most of the time that loading a small model takes. Raises ImportError
+    where the gguf package is missing.
+    """
+    import gguf
+
+    cached = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in cached.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in cached.items():
+            setattr(gguf, name, function)
 
 
 def _dequantize_gguf() -> dict[str, Any]:

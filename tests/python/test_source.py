@@ -113,10 +113,21 @@ def test_an_unknown_dtype_lists_the_known_ones():
 
 
 @pytest.mark.slow
-def test_a_gguf_file_becomes_a_plain_model(smollm2_gguf, tmp_path):
+def test_a_gguf_file_becomes_a_plain_model(smollm2_gguf, tmp_path, monkeypatch):
     import gguf
 
-    source = load_source(smollm2_gguf)
+    parsed = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, *arguments):
+            parsed.append(arguments)
+            super().__init__(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", Counted)
+        source = load_source(smollm2_gguf)
+        assert gguf.GGUFReader is Counted
+    assert len(parsed) == 1
     assert source.dtype == torch.float16
     assert source.name == smollm2_gguf.name
     assert "quantization_config" not in source.config_dict()
