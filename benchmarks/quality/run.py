@@ -1,11 +1,12 @@
 """Quality of a model by recipe and codebook: quantize, refine, evaluate, one report.
 
-A variant is RECIPE:CODEBOOK, or RECIPE:CODEBOOK:PRECISIONS with the precisions to refine. Each of
+A variant is RECIPE:CODEBOOK, or RECIPE:CODEBOOK:PRECISIONS with the precisions to refine after it.
+CODEBOOK is lut, hybrid, hybrid-LUT_BITS-CELL_GROUPS, bcq or bcq-GROUP_SIZE. Each of
 its stages leaves its result in the folder, and a run that was interrupted goes on with the first
 stage that is missing; one whose request has changed is done again, with those after it.
 
     python benchmarks/quality/run.py MODEL --text TEST.txt --learn TEXT.txt --out results \\
-        --variant fast:lut --variant balanced:lut:2,3,4,5,6 --variant balanced:hybrid:2,3,4,5,6
+        --variant fast:lut --variant balanced:lut:2,3,4 --variant best:hybrid-3-io
 
 Writes into the folder VARIANT.json, an evaluation as of `anyprec eval --json` (so that
 `anyprec plot results` draws them), and summary.json with times and peak memory of every stage.
@@ -56,6 +57,7 @@ class Variant:
             raise argparse.ArgumentTypeError(
                 f"{text!r}: precisions {parts[2]!r}, wanted 2,3,4 for example"
             ) from None
+        codebook_options(parts[1])
         return cls(parts[0], parts[1], refined)
 
     @property
@@ -66,6 +68,20 @@ class Variant:
     @property
     def name(self) -> str:
         return self.base + ("-refined" + "".join(map(str, self.refined)) if self.refined else "")
+
+
+def codebook_options(text: str) -> dict[str, Any]:
+    """What `quantize` calls a codebook that a variant names."""
+    name, *details = text.split("-")
+    if name == "hybrid" and len(details) == 2 and details[0].isdigit():
+        return {"codebook": name, "lut_bits": int(details[0]), "cell_groups": details[1]}
+    if name in ("lut", "bcq") and len(details) == 1 and details[0].isdigit():
+        return {"codebook": name, "group_size": int(details[0])}
+    if details:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: wanted lut, hybrid, hybrid-3-io, bcq or bcq-128, for example"
+        )
+    return {"codebook": name}
 
 
 class Stages:
@@ -155,7 +171,7 @@ def one_variant(
     made = args.out / "checkpoints" / variant.base
     quantizing = {
         "recipe": variant.recipe,
-        "codebook": variant.codebook,
+        **codebook_options(variant.codebook),
         "seed_precision": args.seed_precision,
         "dataset": args.learn,
         "num_examples": args.num_examples,
@@ -167,7 +183,12 @@ def one_variant(
             {"model": args.model, **quantizing},
             lambda: {
                 "status": quantize(
-                    args.model, made, overwrite=True, precisions=range(2, 9), **quantizing
+                    source.model,
+                    made,
+                    tokenizer=source.tokenizer,
+                    overwrite=True,
+                    precisions=range(2, 9),
+                    **quantizing,
                 ).status
             },
             needed=made,
