@@ -18,6 +18,8 @@ FORMATS = (".png", ".svg")
 REFERENCES = Path(__file__).parent / "data" / "references.json"
 # Of the original's perplexity: kernels and dtypes differ by less, models by more.
 _SAME_ORIGINAL = 0.005
+# Times the lowest perplexity: what lies above is named at the border.
+_HIGHEST = 4.5
 
 
 class PlotError(ValueError):
@@ -127,6 +129,8 @@ def draw(series: Sequence[Series], out: str | Path, title: str = "") -> None:
 
 
 def _panel(axes: Any, series: Sequence[Series], figure: str, label: str) -> None:
+    top = _HIGHEST * _lowest(series) if figure == "perplexity" else math.inf
+    named: set[tuple[str, int]] = set()
     for index, one in enumerate(series):
         points = [point for point in one.points if getattr(point, figure) is not None]
         if not points:
@@ -137,14 +141,59 @@ def _panel(axes: Any, series: Sequence[Series], figure: str, label: str) -> None
         axes.plot(bits, values, color=f"C{index}", label=one.label, markersize=4, **style)
         for point, value in zip(points, values, strict=True):
             at = (point.bits_per_weight, value)
-            axes.annotate(point.name, at, (3, 4), textcoords="offset points", fontsize=7)
+            place = (point.name, round(2 * point.bits_per_weight))
+            if value > top:
+                continue
+            if place not in named:  # once for several series whose points lie side by side
+                axes.annotate(point.name, at, (3, 4), textcoords="offset points", fontsize=7)
+            named.add(place)
     axes.set_xlabel("bits per weight, codebooks counted")
     axes.set_ylabel(label)
     axes.set_yscale("log")
     if figure == "perplexity":
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        _above(axes, series, top)
+        _plain_numbers(axes)
     axes.grid(True, which="both", alpha=0.25)
+
+
+def _lowest(series: Sequence[Series]) -> float:
+    return min(point.perplexity for one in series for point in one.points)
+
+
+def _above(axes: Any, series: Sequence[Series], top: float) -> None:
+    """Where a few points would squeeze all others together they are named at the upper border."""
+    over = [
+        (point.perplexity, index, point)
+        for index, one in enumerate(series)
+        for point in one.points
+        if point.perplexity > top
+    ]
+    if not over:
+        return
+    axes.set_ylim(0.93 * _lowest(series), top)
+    text = axes.get_xaxis_transform()  # heights as a share of the axes
+    for line, (value, index, point) in enumerate(sorted(over, key=lambda item: item[0])):
+        axes.annotate(
+            f"{point.name} bits: {value:.4g} \N{UPWARDS ARROW}",
+            (point.bits_per_weight, 0.97 - 0.045 * line),
+            xytext=(36, 0),
+            xycoords=text,
+            textcoords="offset points",
+            color=f"C{index}",
+            fontsize=7,
+            verticalalignment="top",
+        )
+
+
+def _plain_numbers(axes: Any) -> None:
+    from matplotlib.ticker import LogLocator
+
+    steps = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+    low, high = axes.get_ylim()
+    wide = high / low > 10
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if wide else steps))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
 def _originals(axes: Any, series: Sequence[Series]) -> None:
