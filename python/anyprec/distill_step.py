@@ -35,7 +35,8 @@ class DistillStep:
     bytes every time.
 
     autocast: the dtype of matrix products and attention within the model, None for the model's own.
-    What is passed from block to block, norms, logits and loss keep the model's dtype.
+    What is passed from block to block, norms, logits and loss keep the model's dtype. recompute:
+    blocks in the backward pass, on a GPU; None: where their activations would not fit.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class DistillStep:
         batch_size: int,
         cuda_graph: bool = True,
         autocast: torch.dtype | None = None,
+        recompute: bool | None = None,
     ) -> None:
         self._student, self._codebooks, self._blocks = student, codebooks, blocks
         self._autocast = autocast
@@ -60,7 +62,9 @@ class DistillStep:
         on_gpu = self._device.type == "cuda"
         self._at_once = batch_size if on_gpu else 1
         if on_gpu:
-            blocks.recompute = self._activations() * batch_size > _ACTIVATIONS_SHARE * self._free()
+            taken = self._activations() * batch_size
+            fits = taken <= _ACTIVATIONS_SHARE * self._free()
+            blocks.recompute = not fits if recompute is None else recompute
         rows = [row % len(teacher.training) for row in range(batch_size)]
         self._ids, self._wanted = teacher.training.batch(rows)
         if on_gpu and cuda_graph:
