@@ -94,7 +94,8 @@ ANYPREC_TREE void best_of_runs(const Block& block, Exchange& exchange, int runs,
                                const Begin& begins, const CostOf& cost_of, const Write& write) {
   constexpr double kInfinity = __builtin_huge_val();
   const int total = begins(runs);
-  const int share = (total + block.threads() - 1) / block.threads();
+  // Odd: threads that walk side by side then read from different banks of shared memory.
+  const int share = (total + block.threads() - 1) / block.threads() | 1;
   block.each([&](int thread) {
     exchange.run[thread] = -1;
     const int begin = thread * share;
