@@ -59,7 +59,7 @@ def check_operator(options: Options) -> None:
 def fit_to_hessian(
     weight: Tensor, codes: Tensor, hessian: Tensor, options: Options, device: torch.device
 ) -> HessianFit:
-    """Fits one linear on a device (torch.ops.anyprec.fit); the results are on the CPU.
+    """Fits one linear on a device (torch.ops.anyprec.fit); the results are there too.
 
     weight: fp32 [N, K]. codes: uint8 [N, K] at the parent precision, to begin with. hessian: fp32
     [K, K], guided, not damped.
@@ -80,9 +80,9 @@ def fit_to_hessian(
         descent.child_sweeps if descent else 0,
     )
     return HessianFit(
-        codes.cpu(),
-        {b: lut.cpu() for b, lut in zip(precisions, luts, strict=True)},
-        {b: a.cpu() for b, a in zip(precisions, alphas, strict=True) if a.numel()},
+        codes,
+        dict(zip(precisions, luts, strict=True)),
+        {b: alpha for b, alpha in zip(precisions, alphas, strict=True) if alpha.numel()},
         dict(zip(precisions, energies.tolist(), strict=True)),
         _energy(weight, hessian),
     )

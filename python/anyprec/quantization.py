@@ -33,6 +33,7 @@ from anyprec.rewrite import rewrite_checkpoint
 from anyprec.sizes import precision_sizes
 from anyprec.source import Source, describe_source, dtype_name, load_source, source_of
 from anyprec.summary import LinearResult, Summary
+from anyprec.tree import build_tree, planes_of, to_host
 from anyprec.work import Piece, WorkDirectory, key_of
 
 
@@ -194,6 +195,11 @@ class _Run:
         # A GPU makes sums faster than a disk takes them; on a CPU they take long.
         self.keeps_sums = request.device.type == "cpu"
         self.infos: dict[str, dict[str, Any]] = {}  # of the linears that are done
+        # Calibration puts copies on the device in the dtype that it computes in.
+        self.weights = {
+            linear.name: self.source.model.get_submodule(linear.name).weight.data
+            for linear in self.linears
+        }
 
     def already_made(self) -> bool:
         try:
@@ -311,13 +317,18 @@ class _Run:
                 step()
 
     def _fit_linear(self, work: WorkDirectory, linear: Linear, sums: Sums) -> None:
-        weight = self.source.model.get_submodule(linear.name).weight.detach()
         tensors, errors, energy = _fit(
-            linear.name, weight.cpu().float(), sums, self.options, self.pool, self.request.device
+            linear.name, self._weight(linear), sums, self.options, self.pool, self.request.device
         )
         info = {"errors": {str(b): error for b, error in errors.items()}, "energy": energy}
         piece = work.store("linears", linear.name, self._linear_key(linear), tensors, info)
         self._done(linear, piece)
+
+    def _weight(self, linear: Linear) -> torch.Tensor:
+        """As the source has it: the copy on the device where that is no coarser."""
+        placed = self.source.model.get_submodule(linear.name).weight.detach()
+        own = self.weights[linear.name]
+        return placed if placed.dtype in (own.dtype, torch.float32) else own
 
     def _done(self, linear: Linear, piece: Piece) -> None:
         self.infos[linear.name] = piece.info
@@ -417,50 +428,38 @@ def _fit(
 ) -> tuple[dict[str, torch.Tensor], dict[int, float], float]:
     """One linear's tensors: planes uint8 [parent, N, ceil(K/8)] and codebooks fp16.
 
-    weight: fp32 [N, K]. Returns also the errors by precision, and the energy that they are relative
-    to: sum of s (w - value)^2 and of s w^2, or against the Hessian where the recipe fits to it.
+    weight: [N, K], anywhere. Returns also the errors by precision, and the energy that they are
+    relative to: sum of s (w - value)^2 and of s w^2, or against the Hessian where the recipe fits
+    to it. The work is the device's, and the tensors are the CPU's.
     """
     parent = options.precisions[-1]
-    s = sums.sensitivities.cpu().numpy()
-    weights = weight.contiguous().numpy()
-    matrix = _core.quantize_matrix(
-        name,
-        weights,
-        s,
-        lowest_precision=options.precisions[0],
-        seed_precision=options.seed_precision,
-        parent_precision=parent,
-        group_size=options.group_size,
-        pool=pool,
-    )
+    weight, s = weight.to(device), sums.sensitivities.to(device)
+    tree = build_tree(name, weight, s, options, pool)
     if not needs_fit(options):
-        codes, luts, alphas = matrix.codes, matrix.luts, {}
-        errors = {b: matrix.errors[b] for b in options.precisions}
-        energy = float(np.einsum("nk,nk,nk->", s, weights, weights, dtype=np.float64))
+        codes, luts, alphas = tree.codes, tree.luts, {}
+        errors, energy = tree.errors, tree.energy
     else:
         hessian = sums.hessian
         if hessian is None:
-            hessian = diagonal_hessian(sums.sensitivities)
-        fit = fit_to_hessian(weight, torch.from_numpy(matrix.codes), hessian, options, device)
-        codes, errors, energy = fit.codes.numpy(), fit.energies, fit.energy
-        luts = {b: lut.numpy() for b, lut in fit.luts.items()}
-        alphas = {b: alpha.numpy() for b, alpha in fit.alphas.items()}
-    tensors = {"planes": torch.from_numpy(_core.codes_to_planes(codes, parent))}
+            hessian = diagonal_hessian(s)
+        fit = fit_to_hessian(weight.float(), tree.codes, hessian, options, device)
+        codes, luts, alphas = fit.codes, fit.luts, fit.alphas
+        errors, energy = fit.energies, fit.energy
+    tensors = {"planes": to_host(planes_of(codes, parent))}
     for kind, codebooks in (("lut", luts), ("alpha", alphas)):
         for b, values in codebooks.items():
-            half = _as_fp16(f"{name}.{kind}.{b}", values)
-            tensors[f"{kind}.{b}"] = torch.from_numpy(half)
+            tensors[f"{kind}.{b}"] = to_host(_as_fp16(f"{name}.{kind}.{b}", values))
     return tensors, errors, energy
 
 
-def _as_fp16(name: str, lut: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        half = lut.astype(np.float16)
-    overflow = np.argwhere(np.isinf(half))
+def _as_fp16(name: str, values: torch.Tensor) -> torch.Tensor:
+    half = values.half()
+    overflow = half.isinf().nonzero()
     if len(overflow):
-        index = tuple(int(i) for i in overflow[0])
+        index = overflow[0].tolist()
         raise QuantizeError(
-            f"{name}: entry {list(index)} is {lut[index]:g}, more than the 65504 of float16"
+            f"{name}: entry {index} is {values[tuple(index)].item():g}, more than the 65504 of "
+            "float16"
         )
     return half
 

@@ -5,10 +5,16 @@
 //   pack_planes   canonical planes uint8 [P, N, ceil(K/8)] -> the layout of the tensor's device
 //   unpack_planes the inverse
 //   sum_by_code   sums of values [N, K] over the columns of each code: fp32 [N, G, 2^b]
+//   quantize_matrix, codes_to_planes: those of anyprec/quantize.h and anyprec/planes.h on a GPU
 //   fit           codes and codebooks of a weight matrix against a Hessian (src/fit)
 //
 // planes: packed, at least `precision` of them; lut: fp16 [N, G, 2^min(b, L)]; alpha: fp16
 // [N, G, b - L, C] where b > L, else None. L follows from the tensors: see codebook_of in checks.h.
+//
+// quantize_matrix: weight fp32, bf16 or fp16 [N, K]; sensitivities fp32 [N, K], None for all ones.
+// Returns codes uint8 [N, K] at the parent precision, for each precision from the lowest on a table
+// fp32 [N, G, 2^b], and fp64 [precisions], the sums of sensitivity * (weight - value)^2; `name` is
+// what errors call the matrix. codes_to_planes: uint8 [N, K] -> [parent, N, ceil(K/8)].
 //
 // fit: weight fp32 [N, K]; codes uint8 [N, K] at the widest of `precisions`, to begin with; hessian
 // fp32 [K, K], 0.01 of its mean diagonal is added; taus: the weight of each precision in the joint
@@ -32,6 +38,11 @@ TORCH_LIBRARY(anyprec, m) {
         {at::Tag::pt2_compliant_tag});
   m.def("sum_by_code(Tensor values, Tensor codes, int precision, int group_size) -> Tensor",
         {at::Tag::pt2_compliant_tag});
+  m.def(
+      "quantize_matrix(str name, Tensor weight, Tensor? sensitivities, int lowest_precision, "
+      "int seed_precision, int parent_precision, int group_size) -> (Tensor codes, Tensor[] luts, "
+      "Tensor errors)");
+  m.def("codes_to_planes(Tensor codes, int parent_precision) -> Tensor");
   m.def(
       "fit(Tensor weight, Tensor codes, Tensor hessian, int lut_bits, str cell_groups, "
       "int group_size, int[] precisions, int seed_precision, float[] taus, int rounds, "

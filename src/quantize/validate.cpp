@@ -57,11 +57,10 @@ std::int64_t first_bad(const float* values, std::int64_t rows, std::int64_t colu
   return first == kNone ? -1 : first;
 }
 
-[[noreturn]] void throw_bad(const std::string& name, const char* what, const float* values,
+[[noreturn]] void throw_bad(const std::string& name, const char* what, float value,
                             std::int64_t index, std::int64_t columns, const char* wanted) {
   std::ostringstream message;
   message << name << ": " << what << " [" << index / columns << ", " << index % columns << "] is ";
-  const float value = values[index];
   if (std::isnan(value)) {
     message << "nan";
   } else {
@@ -108,16 +107,24 @@ void validate_values(const std::string& name, const float* weights, const float*
                      const Executor& executor) {
   const std::int64_t weight = first_bad(weights, out_features, in_features, executor,
                                         [](float value) { return is_bad_weight(value); });
-  if (weight >= 0) {
-    throw_bad(name, "weight", weights, weight, in_features, "every weight must be finite");
-  }
+  if (weight >= 0) throw_bad_weight(name, weights[weight], weight, in_features);
   if (sensitivities == nullptr) return;
   const std::int64_t sensitivity = first_bad(sensitivities, out_features, in_features, executor,
                                              [](float value) { return is_bad_sensitivity(value); });
   if (sensitivity >= 0) {
-    throw_bad(name, "sensitivity", sensitivities, sensitivity, in_features,
-              "every sensitivity must be finite and not negative");
+    throw_bad_sensitivity(name, sensitivities[sensitivity], sensitivity, in_features);
   }
+}
+
+void throw_bad_weight(const std::string& name, float value, std::int64_t index,
+                      std::int64_t in_features) {
+  throw_bad(name, "weight", value, index, in_features, "every weight must be finite");
+}
+
+void throw_bad_sensitivity(const std::string& name, float value, std::int64_t index,
+                           std::int64_t in_features) {
+  throw_bad(name, "sensitivity", value, index, in_features,
+            "every sensitivity must be finite and not negative");
 }
 
 }  // namespace anyprec::quantize

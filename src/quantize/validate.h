@@ -18,4 +18,10 @@ void validate_options(const std::string& name, std::int64_t out_features, std::i
 void validate_values(const std::string& name, const float* weights, const float* sensitivities,
                      std::int64_t out_features, std::int64_t in_features, const Executor& executor);
 
+/// What validate_values throws for the element at a row-major index.
+[[noreturn]] void throw_bad_weight(const std::string& name, float value, std::int64_t index,
+                                   std::int64_t in_features);
+[[noreturn]] void throw_bad_sensitivity(const std::string& name, float value, std::int64_t index,
+                                        std::int64_t in_features);
+
 }  // namespace anyprec::quantize
