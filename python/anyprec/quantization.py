@@ -22,7 +22,7 @@ from anyprec.calibrate import LOSS_SCALE, Sums, calibrate, steps
 from anyprec.calibration_plan import Plan, make_plan
 from anyprec.datasets import BUILTIN, Tokens, calibration_tokens
 from anyprec.files import MANIFEST
-from anyprec.hessian_fit import check_operator, diagonal_hessian, fit_to_hessian, needs_fit
+from anyprec.hessian_fit import check_operator, fit_to_hessian, hessian_for, needs_fit
 from anyprec.memory import parse_memory
 from anyprec.modules import Linear, Selection, select_linears
 from anyprec.options import Options, QuantizeError, calibration_dtype, resolve_device
@@ -237,7 +237,7 @@ class _Run:
             source=self.request.source_sha256,
             linears=[linear.name for linear in self.linears],
             calibration=self.request.calibration_record(),
-            hessians=self.options.recipe.refit,
+            hessians=self.options.recipe.hessians,
             loss_scale=LOSS_SCALE,
             torch=torch.__version__,
             producer=PRODUCER,
@@ -284,7 +284,7 @@ class _Run:
                 on_sums,
                 device=device,
                 dtype=self.request.calibration_dtype,
-                hessians=self.options.recipe.refit,
+                hessians=self.options.recipe.hessians,
                 plan=plan,
                 scratch=work.path / "scratch",
                 borders=_Borders(work, key) if self.keeps_sums else None,
@@ -423,25 +423,25 @@ def _fit(
     parent = options.precisions[-1]
     s = sums.sensitivities.cpu().numpy()
     weights = weight.contiguous().numpy()
-    matrix = _core.quantize_matrix(
-        name,
-        weights,
-        s,
-        lowest_precision=options.precisions[0],
-        seed_precision=options.seed_precision,
-        parent_precision=parent,
-        group_size=options.group_size,
-        pool=pool,
-    )
+    matrix = None
+    if options.codebook != "bcq":  # whose codes are no tree of clusters
+        matrix = _core.quantize_matrix(
+            name,
+            weights,
+            s,
+            lowest_precision=options.precisions[0],
+            seed_precision=options.seed_precision,
+            parent_precision=parent,
+            group_size=options.group_size,
+            pool=pool,
+        )
     if not needs_fit(options):
         codes, luts, alphas = matrix.codes, matrix.luts, {}
         errors = {b: matrix.errors[b] for b in options.precisions}
         energy = float(np.einsum("nk,nk,nk->", s, weights, weights, dtype=np.float64))
     else:
-        hessian = sums.hessian
-        if hessian is None:
-            hessian = diagonal_hessian(sums.sensitivities)
-        fit = fit_to_hessian(weight, torch.from_numpy(matrix.codes), hessian, options, device)
+        start = None if matrix is None else torch.from_numpy(matrix.codes)
+        fit = fit_to_hessian(weight, start, hessian_for(sums, options.recipe), options, device)
         codes, errors, energy = fit.codes.numpy(), fit.energies, fit.energy
         luts = {b: lut.numpy() for b, lut in fit.luts.items()}
         alphas = {b: alpha.numpy() for b, alpha in fit.alphas.items()}
@@ -533,7 +533,7 @@ def _memory_plan(source: Source, linears: Sequence[Linear], options: Options) ->
         (options.num_examples, options.seq_len),
         device=device,
         dtype=calibration_dtype(source, options, device),
-        hessians=options.recipe.refit,
+        hessians=options.recipe.hessians,
         max_memory=options.max_memory,
     )
 

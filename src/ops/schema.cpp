@@ -5,10 +5,14 @@
 //   pack_planes   canonical planes uint8 [P, N, ceil(K/8)] -> the layout of the tensor's device
 //   unpack_planes the inverse
 //   sum_by_code   sums of values [N, K] over the columns of each code: fp32 [N, G, 2^b]
+//   binary_codes  codes for binary coding, which fit begins with (src/fit)
 //   fit           codes and codebooks of a weight matrix against a Hessian (src/fit)
 //
 // planes: packed, at least `precision` of them; lut: fp16 [N, G, 2^min(b, L)]; alpha: fp16
 // [N, G, b - L, C] where b > L, else None. L follows from the tensors: see codebook_of in checks.h.
+//
+// binary_codes: weight fp32 [N, K]; curvature fp32 [K], what a squared error in each column costs;
+// start: "range" or "greedy". Returns codes uint8 [N, K] at the widest of `precisions`.
 //
 // fit: weight fp32 [N, K]; codes uint8 [N, K] at the widest of `precisions`, to begin with; hessian
 // fp32 [K, K], 0.01 of its mean diagonal is added; taus: the weight of each precision in the joint
@@ -32,6 +36,9 @@ TORCH_LIBRARY(anyprec, m) {
         {at::Tag::pt2_compliant_tag});
   m.def("sum_by_code(Tensor values, Tensor codes, int precision, int group_size) -> Tensor",
         {at::Tag::pt2_compliant_tag});
+  m.def(
+      "binary_codes(Tensor weight, Tensor curvature, int group_size, int[] precisions, str start) "
+      "-> Tensor");
   m.def(
       "fit(Tensor weight, Tensor codes, Tensor hessian, int lut_bits, str cell_groups, "
       "int group_size, int[] precisions, int seed_precision, float[] taus, int rounds, "

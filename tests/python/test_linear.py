@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anyprec import AnyPrecisionLinear, PrecisionError
-from checkpoints import ALL, BINARY, FULL, GROUPED, HYBRID, Matrix, quantized
+from checkpoints import ALL, CODEBOOKS, FULL, HYBRID, Matrix, quantized
 
 
 def random_matrix(n: int, k: int, codebook: dict, precisions=ALL) -> Matrix:
@@ -38,7 +38,7 @@ def assert_close(found: torch.Tensor, x: torch.Tensor, weight: np.ndarray, bias=
     assert ((found.double() - wanted).abs() <= rounding * scale + 1e-6).all()
 
 
-@pytest.mark.parametrize("codebook", [FULL, GROUPED, HYBRID, BINARY])
+@pytest.mark.parametrize("codebook", CODEBOOKS.values(), ids=CODEBOOKS)
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_forward_at_each_precision_is_the_dense_product(codebook, rows):
     matrix = random_matrix(21, 77, codebook)
@@ -58,7 +58,7 @@ def test_result_has_the_dtype_of_the_activations_whatever_the_biass(dtype):
     assert_close(linear_of(matrix, bias)(x), x, matrix.dense(8), bias.to(dtype))
 
 
-@pytest.mark.parametrize("codebook", [FULL, GROUPED, HYBRID, BINARY])
+@pytest.mark.parametrize("codebook", CODEBOOKS.values(), ids=CODEBOOKS)
 def test_dequantize_is_the_dense_matrix(codebook):
     matrix = random_matrix(9, 70, codebook)
     linear = linear_of(matrix)

@@ -20,12 +20,18 @@ CODEBOOKS = {
     "hybrid of 3 bits": ({"codebook": "hybrid", "lut_bits": 3, "cell_groups": "sym"}, (3, "sym")),
     "groups": ({"codebook": "hybrid", "lut_bits": 2, "group_size": 32}, (2, "io")),
     "bcq": ({"codebook": "bcq"}, (0, "one")),
+    "bcq by groups": ({"codebook": "bcq", "group_size": 32}, (0, "one")),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [("hybrid", "fast"), ("bcq", "fast"), *((name, JOINT) for name in CODEBOOKS)],
+    [
+        ("hybrid", "fast"),
+        ("bcq", "fast"),
+        ("bcq by groups", "fast"),
+        *((name, JOINT) for name in CODEBOOKS),
+    ],
     ids=str,
 )
 def test_a_checkpoint_has_the_codebooks_asked_for(name, recipe, tiny_source, text_file, tmp_path):
