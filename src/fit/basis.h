@@ -15,6 +15,7 @@ class Basis {
 
   int precision() const { return precision_; }
   std::int64_t values() const { return std::int64_t{1} << precision_; }
+  std::int64_t entries() const { return form_.lut_entries(precision_); }
   /// U: 2^min(b, L) entries of the table, then C alphas for each of the max(b - L, 0) planes.
   std::int64_t coefficients() const { return matrix_.size(1); }
 

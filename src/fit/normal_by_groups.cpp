@@ -48,8 +48,7 @@ at::Tensor normal_by_groups(const Rows& rows, const Metric& metric, const Basis&
     normal.select(1, h).narrow(2, 0, h + 1).copy_(blocks.permute({1, 3, 0, 2}));
   }
   // The block (h, h) is symmetric but for rounding.
-  normal = normal.view({n, groups * u, groups * u});
-  return (normal + normal.mT()) * 0.5;
+  return (normal + normal.permute({0, 3, 4, 1, 2})) * 0.5;
 }
 
 }  // namespace anyprec::fit

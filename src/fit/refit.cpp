@@ -22,9 +22,10 @@ bool is_direct(const Basis& basis, const Metric& metric) {
          metric.codebooks * basis.values() <= kDirectSlots;
 }
 
-bool is_direct_by_groups(const Basis& basis, const Metric& metric) {
-  return metric.codebooks > 1 && basis.coefficients() <= kGroupUnknowns &&
-         metric.codebooks * basis.coefficients() <= kGroupedUnknowns;
+bool is_by_groups(const Basis& basis, const Metric& metric) {
+  return basis.coefficients() <= kGroupUnknowns &&
+         metric.codebooks * basis.coefficients() <= kGroupedUnknowns &&
+         (basis.entries() == 1 || !is_direct(basis, metric));
 }
 
 /// The energy about a codebook: E(c + delta) = energies - 2 delta gradient + delta A delta.
@@ -113,20 +114,26 @@ at::Tensor merge(const at::Tensor& normal) {
 }  // namespace
 
 void refit(const Rows& rows, const Metric& metric, Codebooks& codebooks) {
-  at::Tensor normal;
+  at::Tensor normal, by_groups;
+  std::int64_t entries = 0;  // of the table that by_groups is for
   for (auto it = codebooks.rbegin(); it != codebooks.rend(); ++it) {
     auto& [precision, codebook] = *it;
-    if (!is_direct(codebook.basis, metric)) {
-      if (is_direct_by_groups(codebook.basis, metric)) {
-        refit_directly(rows, metric, normal_by_groups(rows, metric, codebook.basis), codebook);
-      } else {
-        refit_by_gradients(rows, metric, codebook);
-      }
+    const Basis& basis = codebook.basis;
+    if (is_by_groups(basis, metric)) {
+      const std::int64_t u = basis.coefficients(), unknowns = metric.codebooks * u;
+      if (entries != basis.entries()) by_groups = normal_by_groups(rows, metric, basis);
+      entries = basis.entries();
+      by_groups = by_groups.narrow(2, 0, u).narrow(4, 0, u);
+      refit_directly(rows, metric, by_groups.reshape({rows.count(), unknowns, unknowns}), codebook);
+      continue;
+    }
+    if (!is_direct(basis, metric)) {
+      refit_by_gradients(rows, metric, codebook);
       continue;
     }
     if (!normal.defined()) normal = segment_sums(rows, metric, precision);
-    while (normal.size(2) > codebook.basis.values()) normal = merge(normal);
-    refit_directly(rows, metric, codebook.basis.project_normal(normal), codebook);
+    while (normal.size(2) > basis.values()) normal = merge(normal);
+    refit_directly(rows, metric, basis.project_normal(normal), codebook);
   }
 }
 
