@@ -1,11 +1,14 @@
 """Quality of a model by recipe and codebook: quantize, refine, evaluate, one report.
 
-A variant is RECIPE:CODEBOOK, or RECIPE:CODEBOOK:PRECISIONS with the precisions to refine. Each of
+A variant is RECIPE:CODEBOOK, or RECIPE:CODEBOOK:PRECISIONS with the precisions to refine. CODEBOOK
+is lut, hybrid or bcq, with groups of SIZE columns as CODEBOOK-gSIZE. A recipe that does not ship is
+looked for in benchmarks/quality/recipes too. Each of
 its stages leaves its result in the folder, and a run that was interrupted goes on with the first
 stage that is missing; one whose request has changed is done again, with those after it.
 
     python benchmarks/quality/run.py MODEL --text TEST.txt --learn TEXT.txt --out results \\
-        --variant fast:lut --variant balanced:lut:2,3,4,5,6 --variant balanced:hybrid:2,3,4,5,6
+        --variant fast:lut --variant balanced:lut:2,3,4,5,6 --variant balanced:hybrid:2,3,4,5,6 \\
+        --variant balanced:bcq-g128:2,3,4
 
 Writes into the folder VARIANT.json, an evaluation as of `anyprec eval --json` (so that
 `anyprec plot results` draws them), and summary.json with times and peak memory of every stage.
@@ -41,6 +44,7 @@ _STARTED = time.monotonic()
 class Variant:
     recipe: str
     codebook: str
+    group_size: int
     refined: tuple[int, ...]
 
     @classmethod
@@ -56,12 +60,20 @@ class Variant:
             raise argparse.ArgumentTypeError(
                 f"{text!r}: precisions {parts[2]!r}, wanted 2,3,4 for example"
             ) from None
-        return cls(parts[0], parts[1], refined)
+        codebook, _, size = parts[1].partition("-g")
+        if size and not size.isdigit():
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: codebook {parts[1]!r}, wanted bcq or bcq-g128 for example"
+            )
+        own = Path(__file__).parent / "recipes" / f"{parts[0]}.json"
+        recipe = str(own) if own.is_file() else parts[0]
+        return cls(recipe, codebook, int(size or 0), refined)
 
     @property
     def base(self) -> str:
         """Of the quantized checkpoint, which variants that differ in refinement only share."""
-        return f"{Path(self.recipe).stem}-{self.codebook}"
+        groups = f"-g{self.group_size}" if self.group_size else ""
+        return f"{Path(self.recipe).stem}-{self.codebook}{groups}"
 
     @property
     def name(self) -> str:
@@ -156,6 +168,7 @@ def one_variant(
     quantizing = {
         "recipe": variant.recipe,
         "codebook": variant.codebook,
+        "group_size": variant.group_size,
         "seed_precision": args.seed_precision,
         "dataset": args.learn,
         "num_examples": args.num_examples,
