@@ -1,12 +1,14 @@
 """Quality of a model by recipe and codebook: quantize, refine, evaluate, one report.
 
-A variant is RECIPE:CODEBOOK, or RECIPE:CODEBOOK:PRECISIONS with the precisions to refine after it.
-CODEBOOK is lut, hybrid, hybrid-LUT_BITS-CELL_GROUPS, bcq or bcq-GROUP_SIZE. Each of
+A variant is RECIPE:CODEBOOK, or RECIPE:CODEBOOK:PRECISIONS with the precisions to refine after it,
+or RECIPE:CODEBOOK:PRECISIONS:blocks to calibrate them block by block instead (blockwise.py).
+CODEBOOK is lut, lut-GROUP_SIZE, hybrid, hybrid-LUT_BITS-CELL_GROUPS, bcq or bcq-GROUP_SIZE. A
+recipe that does not ship is looked for in benchmarks/quality/recipes too. Each of
 its stages leaves its result in the folder, and a run that was interrupted goes on with the first
 stage that is missing; one whose request has changed is done again, with those after it.
 
     python benchmarks/quality/run.py MODEL --text TEST.txt --learn TEXT.txt --out results \\
-        --variant fast:lut --variant balanced:lut:2,3,4 --variant best:hybrid-3-io
+        --variant fast:lut --variant balanced:bcq-128:2,3,4 --variant best:hybrid-3-io
 
 Writes into the folder VARIANT.json, an evaluation as of `anyprec eval --json` (so that
 `anyprec plot results` draws them), and summary.json with times and peak memory of every stage.
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blockwise import calibrate_blocks
 
 from anyprec import AnyPrecisionForCausalLM, Checkpoint
 from anyprec.calibrate import placed
@@ -43,13 +46,16 @@ class Variant:
     recipe: str
     codebook: str
     refined: tuple[int, ...]
+    by_blocks: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Variant:
         parts = text.split(":")
+        by_blocks = len(parts) == 4 and parts.pop() == "blocks"
         if len(parts) not in (2, 3) or not all(parts):
             raise argparse.ArgumentTypeError(
-                f"{text!r}: wanted RECIPE:CODEBOOK or RECIPE:CODEBOOK:2,3,4"
+                f"{text!r}: wanted RECIPE:CODEBOOK, RECIPE:CODEBOOK:2,3,4 or "
+                "RECIPE:CODEBOOK:2,3,4:blocks"
             )
         try:
             refined = tuple(int(item) for item in parts[2].split(",")) if len(parts) == 3 else ()
@@ -58,7 +64,9 @@ class Variant:
                 f"{text!r}: precisions {parts[2]!r}, wanted 2,3,4 for example"
             ) from None
         codebook_options(parts[1])
-        return cls(parts[0], parts[1], refined)
+        own = Path(__file__).parent / "recipes" / f"{parts[0]}.json"
+        recipe = str(own) if own.is_file() else parts[0]
+        return cls(recipe, parts[1], refined, by_blocks)
 
     @property
     def base(self) -> str:
@@ -67,7 +75,10 @@ class Variant:
 
     @property
     def name(self) -> str:
-        return self.base + ("-refined" + "".join(map(str, self.refined)) if self.refined else "")
+        if not self.refined:
+            return self.base
+        way = "blocks" if self.by_blocks else "refined"
+        return f"{self.base}-{way}{''.join(map(str, self.refined))}"
 
 
 def codebook_options(text: str) -> dict[str, Any]:
@@ -200,16 +211,17 @@ def one_variant(
         refining = {
             "precisions": variant.refined,
             "dataset": args.learn,
-            "steps": args.steps,
+            "steps": args.block_steps if variant.by_blocks else args.steps,
             "device": args.device,
         }
+        way = calibrated_by_blocks if variant.by_blocks else refined
         done["refine"] = stages.run(
             f"{variant.name}.refine",
             {"of": done["quantize"]["request"], **refining},
-            lambda: refined(made, judged, source, refining),
+            lambda: way(made, judged, source, refining),
             needed=judged,
         )
-        for cost in done["refine"]["result"]["costs"]:
+        for cost in done["refine"]["result"].get("costs", ()):
             say(f"  {cost['precision']} bits: {1e3 * cost['step']:.1f} ms a step")
     for text in args.text:
         suffix = "" if text == args.text[0] else f"-{Path(text).stem}"
@@ -240,6 +252,13 @@ def refined(made: Path, out: Path, source: Source, options: dict[str, Any]) -> d
     return done.to_dict()
 
 
+def calibrated_by_blocks(
+    made: Path, out: Path, source: Source, options: dict[str, Any]
+) -> dict[str, Any]:
+    shutil.rmtree(out, ignore_errors=True)
+    return calibrate_blocks(made, source, out=out, say=say, **options)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a model folder, a hub name, or a .gguf file")
@@ -250,6 +269,7 @@ def main() -> None:
     parser.add_argument("--seed-precision", type=int, default=3)
     parser.add_argument("--num-examples", type=int, default=100, help="calibration sequences")
     parser.add_argument("--steps", type=int, default=300, help="of distillation, a precision")
+    parser.add_argument("--block-steps", type=int, default=60, help="of each block")
     parser.add_argument(
         "--seq-len", type=int, default=2048, help="tokens in a window that is judged"
     )

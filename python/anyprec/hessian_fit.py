@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anyprec.calibrate import Sums
 from anyprec.options import Options, QuantizeError
-from anyprec.recipes import Descent, taus_of
+from anyprec.recipes import Descent, Recipe, taus_of
 
 # Added to a Hessian's diagonal, of its mean.
 _DAMPING = 0.01
@@ -35,9 +36,16 @@ def needs_fit(options: Options) -> bool:
     return options.recipe.refit or options.codebook != "lut"
 
 
-def diagonal_hessian(sensitivities: Tensor) -> Tensor:
-    """What stands for a Hessian where none was summed: the sensitivities' sum over rows [K, K]."""
-    return torch.diag(sensitivities.sum(0, dtype=torch.float64)).float()
+def hessian_for(sums: Sums, recipe: Recipe) -> Tensor:
+    """What errors of a row are measured by, fp32 [K, K]: see recipes.METRICS.
+
+    Where no Hessian was summed the diagonal of the sensitivities' sum over rows stands for it.
+    """
+    if recipe.hessians:
+        return sums.hessian
+    if recipe.metric == "plain":
+        return torch.eye(sums.sensitivities.shape[1], device=sums.sensitivities.device)
+    return torch.diag(sums.sensitivities.sum(0, dtype=torch.float64)).float()
 
 
 def _diagonal_descent(precisions: list[int]) -> Descent:
@@ -57,16 +65,23 @@ def check_operator(options: Options) -> None:
 
 
 def fit_to_hessian(
-    weight: Tensor, codes: Tensor, hessian: Tensor, options: Options, device: torch.device
+    weight: Tensor, codes: Tensor | None, hessian: Tensor, options: Options, device: torch.device
 ) -> HessianFit:
     """Fits one linear on a device (torch.ops.anyprec.fit); the results are there too.
 
-    weight: fp32 [N, K]. codes: uint8 [N, K] at the parent precision, to begin with. hessian: fp32
-    [K, K], guided, not damped.
+    weight: fp32 [N, K]. codes: uint8 [N, K] at the parent precision, to begin with; None for binary
+    coding, whose planes do not follow clusters (torch.ops.anyprec.binary_codes). hessian: fp32
+    [K, K], not damped.
     """
     precisions = list(options.precisions)
     descent = options.recipe.descent if options.recipe.refit else _diagonal_descent(precisions)
     weight, hessian = weight.to(device), hessian.to(device)
+    if codes is None:
+        curvature = hessian.diagonal().contiguous()
+        start = options.recipe.binary_start
+        codes = torch.ops.anyprec.binary_codes(
+            weight, curvature, options.group_size, precisions, start
+        )
     codes, luts, alphas, energies = torch.ops.anyprec.fit(
         weight,
         codes.to(device),

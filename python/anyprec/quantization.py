@@ -22,7 +22,7 @@ from anyprec.calibrate import LOSS_SCALE, Sums, calibrate, steps
 from anyprec.calibration_plan import Plan, make_plan
 from anyprec.datasets import BUILTIN, Tokens, calibration_tokens
 from anyprec.files import MANIFEST
-from anyprec.hessian_fit import check_operator, diagonal_hessian, fit_to_hessian, needs_fit
+from anyprec.hessian_fit import check_operator, fit_to_hessian, hessian_for, needs_fit
 from anyprec.memory import parse_memory
 from anyprec.modules import Linear, Selection, select_linears
 from anyprec.options import Options, QuantizeError, calibration_dtype, resolve_device
@@ -243,7 +243,7 @@ class _Run:
             source=self.request.source_sha256,
             linears=[linear.name for linear in self.linears],
             calibration=self.request.calibration_record(),
-            hessians=self.options.recipe.refit,
+            hessians=self.options.recipe.hessians,
             loss_scale=LOSS_SCALE,
             torch=torch.__version__,
             producer=PRODUCER,
@@ -290,7 +290,7 @@ class _Run:
                 on_sums,
                 device=device,
                 dtype=self.request.calibration_dtype,
-                hessians=self.options.recipe.refit,
+                hessians=self.options.recipe.hessians,
                 plan=plan,
                 scratch=work.path / "scratch",
                 borders=_Borders(work, key) if self.keeps_sums else None,
@@ -434,15 +434,16 @@ def _fit(
     """
     parent = options.precisions[-1]
     weight, s = weight.to(device), sums.sensitivities.to(device)
-    tree = build_tree(name, weight, s, options, pool)
+    tree = None
+    if options.codebook != "bcq":  # whose codes are no tree of clusters
+        tree = build_tree(name, weight, s, options, pool)
     if not needs_fit(options):
         codes, luts, alphas = tree.codes, tree.luts, {}
         errors, energy = tree.errors, tree.energy
     else:
-        hessian = sums.hessian
-        if hessian is None:
-            hessian = diagonal_hessian(s)
-        fit = fit_to_hessian(weight.float(), tree.codes, hessian, options, device)
+        start = None if tree is None else tree.codes
+        hessian = hessian_for(sums, options.recipe)
+        fit = fit_to_hessian(weight.float(), start, hessian, options, device)
         codes, luts, alphas = fit.codes, fit.luts, fit.alphas
         errors, energy = fit.energies, fit.energy
     tensors = {"planes": to_host(planes_of(codes, parent))}
@@ -532,7 +533,7 @@ def _memory_plan(source: Source, linears: Sequence[Linear], options: Options) ->
         (options.num_examples, options.seq_len),
         device=device,
         dtype=calibration_dtype(source, options, device),
-        hessians=options.recipe.refit,
+        hessians=options.recipe.hessians,
         max_memory=options.max_memory,
     )
 

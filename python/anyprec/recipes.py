@@ -2,7 +2,8 @@
 
 Every recipe calibrates and builds the tree of exact k-means and exact splits. What it adds:
 
-- `refit`: guided Hessians are summed in calibration, and codebooks fitted to them by least squares;
+- `refit`: guided Hessians are summed in calibration, and codebooks fitted to them by least squares
+  (`metric`: or to something plainer);
 - `descent`: codes of several precisions at once by joint nested descent, and then, bit by bit,
   those of wider ones;
 - `distillation`: at the end, codebooks of some precisions learn from the original model.
@@ -21,6 +22,12 @@ from typing import Any, TypeVar
 from anyprec.modules import config_directories
 
 DEFAULT_RECIPE = "fast"
+
+# What an error in a row of weights costs: e^T H e with the guided Hessian, with the diagonal of the
+# sensitivities' sum over rows, or with the identity.
+METRICS = ("guided", "fisher", "plain")
+# What codes of binary coding begin with (torch.ops.anyprec.binary_codes).
+BINARY_STARTS = ("range", "greedy")
 
 
 class RecipeError(ValueError):
@@ -85,13 +92,16 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe; `load_recipe` reads one."""
+    """One recipe; `load_recipe` reads one. metric: one of METRICS, for what refit and descent
+    minimize; binary_start: one of BINARY_STARTS, of no account to other codebooks."""
 
     name: str
     refit: bool
     description: str = ""
     descent: Descent | None = None
     distillation: Distillation | None = None
+    metric: str = "guided"
+    binary_start: str = "range"
 
     def __post_init__(self) -> None:
         for name in ("name", "description"):
@@ -101,8 +111,20 @@ class Recipe:
             raise RecipeError("name: found '', wanted some text")
         if not isinstance(self.refit, bool):
             raise RecipeError(f"refit: found {self.refit!r}, wanted true or false")
+        for name, choices in (("metric", METRICS), ("binary_start", BINARY_STARTS)):
+            if getattr(self, name) not in choices:
+                raise RecipeError(
+                    f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
+                )
+        if self.metric != "guided" and not self.refit:
+            raise RecipeError(f"metric: found {self.metric!r} where refit is false")
         if self.descent is not None and not self.refit:
             raise RecipeError("descent: wanted null where refit is false: it needs the Hessians")
+
+    @property
+    def hessians(self) -> bool:
+        """Whether calibration sums guided Hessians."""
+        return self.refit and self.metric == "guided"
 
     def taus(self, precisions: Sequence[int]) -> list[float]:
         """The weight of each precision in the joint descent, 0 for one that takes no part."""
@@ -128,7 +150,12 @@ class Recipe:
 
     def fit_record(self) -> dict[str, Any]:
         """What determines the fit of one linear (JSON values)."""
-        return {"refit": self.refit, "descent": _json(self.descent)}
+        return {
+            "refit": self.refit,
+            "metric": self.metric,
+            "binary_start": self.binary_start,
+            "descent": _json(self.descent),
+        }
 
     def record(self) -> dict[str, Any]:
         """All that determines the result (JSON values); the description does not."""

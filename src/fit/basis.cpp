@@ -40,6 +40,8 @@ Basis::Basis(const CodebookForm& form, int precision, const at::TensorOptions& o
   table_order_ = bit_reversal(table_bits, matrix_.device());
 }
 
+at::Tensor Basis::rows(const at::Tensor& codes) const { return matrix_.index_select(0, codes); }
+
 at::Tensor Basis::expand(const at::Tensor& coefficients) const {
   return full_table_ ? coefficients : at::matmul(coefficients, matrix_.t());
 }

@@ -15,9 +15,12 @@ class Basis {
 
   int precision() const { return precision_; }
   std::int64_t values() const { return std::int64_t{1} << precision_; }
+  std::int64_t entries() const { return form_.lut_entries(precision_); }
   /// U: 2^min(b, L) entries of the table, then C alphas for each of the max(b - L, 0) planes.
   std::int64_t coefficients() const { return matrix_.size(1); }
 
+  /// What each coefficient gives to the value of each of some codes: int32 or int64 [m] -> [m, U].
+  at::Tensor rows(const at::Tensor& codes) const;
   /// [n, G, U] -> [n, G, 2^b]
   at::Tensor expand(const at::Tensor& coefficients) const;
   /// The adjoint, [n, G, 2^b] -> [n, G, U].

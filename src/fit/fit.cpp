@@ -1,7 +1,5 @@
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
-#include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -11,13 +9,12 @@
 #include <vector>
 
 #include "anyprec/error.h"
+#include "src/fit/chunks.h"
 #include "src/fit/fit_rows.h"
 
 namespace anyprec::fit {
 namespace {
 
-// Rows that one thread fits from beginning to end: the bytes do not depend on threads.
-constexpr std::int64_t kThreadRows = 64;
 // What the rows that a GPU has at once take, about.
 constexpr std::int64_t kDeviceBytes = std::int64_t{4} << 30;
 
@@ -98,22 +95,6 @@ Plan check_plan(std::int64_t lut_bits, std::string_view cell_groups, std::int64_
   return plan;
 }
 
-/// Runs `body` on chunks of rows. On a CPU each chunk is one thread's: libtorch's operators run
-/// serially inside of a parallel region, so that their sums do not depend on the number of threads.
-template <class Body>
-void for_chunks(bool on_cpu, std::int64_t rows, std::int64_t chunk, const Body& body) {
-  const std::int64_t chunks = (rows + chunk - 1) / chunk;
-  const auto run = [&](std::int64_t begin, std::int64_t end) {
-    const at::AutoDispatchBelowAutograd below_autograd;
-    for (std::int64_t i = begin; i < end; ++i) body(i * chunk, std::min(chunk, rows - i * chunk));
-  };
-  if (on_cpu) {
-    at::parallel_for(0, chunks, 1, run);
-  } else {
-    run(0, chunks);
-  }
-}
-
 /// Products of fp32 matrices in fp32, not TF32, while it lives.
 class FullPrecision {
  public:
@@ -145,7 +126,13 @@ std::int64_t chunk_rows(const Metric& metric, const Plan& plan) {
   if (metric.hessian.is_cpu()) return kThreadRows;
   const std::int64_t k = metric.hessian.size(0);
   const std::int64_t slots = std::min<std::int64_t>(metric.codebooks << plan.parent(), 256);
-  return std::max<std::int64_t>(1, kDeviceBytes / (128 * k + 40 * slots * slots));
+  // Of a refit: at the most for the parent precision, where its matrix is one of coefficients.
+  const std::int64_t each = plan.form.lut_entries(plan.parent()) +
+                            plan.form.sign_planes(plan.parent()) * plan.form.classes();
+  const std::int64_t unknowns = std::min<std::int64_t>(metric.codebooks * each, 512);
+  const std::int64_t matrix = std::max(slots * slots, unknowns * unknowns);
+  return std::max<std::int64_t>(
+      1, kDeviceBytes / ((128 + 16 * std::min<std::int64_t>(each, 16)) * k + 40 * matrix));
 }
 
 Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& hessian,

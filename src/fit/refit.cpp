@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "src/fit/normal_by_groups.h"
 #include "src/fit/segment_sums.h"
 
 namespace anyprec::fit {
@@ -11,11 +12,20 @@ constexpr double kRidge = 1e-5;  // of the mean diagonal
 constexpr double kTiny = 1e-12;  // where that is zero
 constexpr std::int64_t kDirectUnknowns = 64;
 constexpr std::int64_t kDirectSlots = 256;
+// Unknowns of a row, and of a group, where the matrix is made without slots.
+constexpr std::int64_t kGroupedUnknowns = 512;
+constexpr std::int64_t kGroupUnknowns = 16;
 constexpr int kGradientSteps = 12;
 
 bool is_direct(const Basis& basis, const Metric& metric) {
   return metric.codebooks * basis.coefficients() <= kDirectUnknowns &&
          metric.codebooks * basis.values() <= kDirectSlots;
+}
+
+bool is_by_groups(const Basis& basis, const Metric& metric) {
+  return basis.coefficients() <= kGroupUnknowns &&
+         metric.codebooks * basis.coefficients() <= kGroupedUnknowns &&
+         (basis.entries() == 1 || !is_direct(basis, metric));
 }
 
 /// The energy about a codebook: E(c + delta) = energies - 2 delta gradient + delta A delta.
@@ -45,11 +55,10 @@ void accept(Codebook& codebook, const Residual& residual, const at::Tensor& delt
   codebook.energies = at::where(better, residual.energies - gain, residual.energies).clamp_min(0.0);
 }
 
-/// normal: [n, G, 2^b, G, 2^b].
-void refit_directly(const Rows& rows, const Metric& metric, const at::Tensor& normal,
+/// matrix: fp64 [n, G U, G U].
+void refit_directly(const Rows& rows, const Metric& metric, const at::Tensor& matrix,
                     Codebook& codebook) {
   const Residual residual(rows, metric, codebook);
-  const at::Tensor matrix = codebook.basis.project_normal(normal);
   const at::Tensor ridged = matrix.clone();
   const at::Tensor diagonal = ridged.diagonal(0, 1, 2);
   diagonal.add_(diagonal.mean(1, true) * kRidge + kTiny);
@@ -105,16 +114,26 @@ at::Tensor merge(const at::Tensor& normal) {
 }  // namespace
 
 void refit(const Rows& rows, const Metric& metric, Codebooks& codebooks) {
-  at::Tensor normal;
+  at::Tensor normal, by_groups;
+  std::int64_t entries = 0;  // of the table that by_groups is for
   for (auto it = codebooks.rbegin(); it != codebooks.rend(); ++it) {
     auto& [precision, codebook] = *it;
-    if (!is_direct(codebook.basis, metric)) {
+    const Basis& basis = codebook.basis;
+    if (is_by_groups(basis, metric)) {
+      const std::int64_t u = basis.coefficients(), unknowns = metric.codebooks * u;
+      if (entries != basis.entries()) by_groups = normal_by_groups(rows, metric, basis);
+      entries = basis.entries();
+      by_groups = by_groups.narrow(2, 0, u).narrow(4, 0, u);
+      refit_directly(rows, metric, by_groups.reshape({rows.count(), unknowns, unknowns}), codebook);
+      continue;
+    }
+    if (!is_direct(basis, metric)) {
       refit_by_gradients(rows, metric, codebook);
       continue;
     }
     if (!normal.defined()) normal = segment_sums(rows, metric, precision);
-    while (normal.size(2) > codebook.basis.values()) normal = merge(normal);
-    refit_directly(rows, metric, normal, codebook);
+    while (normal.size(2) > basis.values()) normal = merge(normal);
+    refit_directly(rows, metric, basis.project_normal(normal), codebook);
   }
 }
 

@@ -5,6 +5,7 @@
 //   pack_planes   canonical planes uint8 [P, N, ceil(K/8)] -> the layout of the tensor's device
 //   unpack_planes the inverse
 //   sum_by_code   sums of values [N, K] over the columns of each code: fp32 [N, G, 2^b]
+//   binary_codes  codes for binary coding, which fit begins with (src/fit)
 //   quantize_matrix, codes_to_planes: those of anyprec/quantize.h and anyprec/planes.h on a GPU
 //   fit           codes and codebooks of a weight matrix against a Hessian (src/fit)
 //
@@ -15,6 +16,9 @@
 // Returns codes uint8 [N, K] at the parent precision, for each precision from the lowest on a table
 // fp32 [N, G, 2^b], and fp64 [precisions], the sums of sensitivity * (weight - value)^2; `name` is
 // what errors call the matrix. codes_to_planes: uint8 [N, K] -> [parent, N, ceil(K/8)].
+//
+// binary_codes: weight fp32 [N, K]; curvature fp32 [K], what a squared error in each column costs;
+// start: "range" or "greedy". Returns codes uint8 [N, K] at the widest of `precisions`.
 //
 // fit: weight fp32 [N, K]; codes uint8 [N, K] at the widest of `precisions`, to begin with; hessian
 // fp32 [K, K], 0.01 of its mean diagonal is added; taus: the weight of each precision in the joint
@@ -43,6 +47,9 @@ TORCH_LIBRARY(anyprec, m) {
       "int seed_precision, int parent_precision, int group_size) -> (Tensor codes, Tensor[] luts, "
       "Tensor errors)");
   m.def("codes_to_planes(Tensor codes, int parent_precision) -> Tensor");
+  m.def(
+      "binary_codes(Tensor weight, Tensor curvature, int group_size, int[] precisions, str start) "
+      "-> Tensor");
   m.def(
       "fit(Tensor weight, Tensor codes, Tensor hessian, int lut_bits, str cell_groups, "
       "int group_size, int[] precisions, int seed_precision, float[] taus, int rounds, "

@@ -81,7 +81,21 @@ FAMILIES = tuple(_FAMILIES)
 FULL = {"lut_bits": 8, "cell_groups": "one", "group_size": 0}
 GROUPED = {"lut_bits": 8, "cell_groups": "one", "group_size": 32}
 HYBRID = {"lut_bits": 3, "cell_groups": "sym", "group_size": 0}
-BINARY = {"lut_bits": 0, "cell_groups": "one", "group_size": 32}
+BINARY = {"lut_bits": 0, "cell_groups": "one", "group_size": 0}
+BINARY_GROUPED = {"lut_bits": 0, "cell_groups": "one", "group_size": 32}
+CODEBOOKS = {
+    "lut": FULL,
+    "lut by groups": GROUPED,
+    "hybrid": HYBRID,
+    "bcq": BINARY,
+    "bcq by groups": BINARY_GROUPED,
+}
+
+
+def each_codebook(*but: str) -> dict:
+    """Parameters of a fixture or test for every kind of codebook, `but` some."""
+    chosen = {name: codebook for name, codebook in CODEBOOKS.items() if name not in but}
+    return {"params": list(chosen.values()), "ids": list(chosen)}
 
 
 def linears_of(model: nn.Module) -> dict[str, nn.Linear]:

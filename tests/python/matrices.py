@@ -105,5 +105,6 @@ FORMS = [
     dict(lut_bits=4, cell_groups="sym"),
     dict(lut_bits=4, cell_groups="qu"),
     dict(lut_bits=3, cell_groups="cell", group_size=32),
+    dict(lut_bits=0),
     dict(lut_bits=0, group_size=128),
 ]

@@ -19,7 +19,7 @@ from anyprec.knapsack import cheapest_choice
 from anyprec.precision_map import checkpoint_identity, read_precision_map
 from anyprec.report import inspect_checkpoint, linear_sizes
 from anyprec.sensitivity import fisher_errors, measuring_steps, precision_costs
-from checkpoints import GROUPED, HYBRID, VOCABULARY, byte_tokenizer, tiny_model, write_checkpoint
+from checkpoints import CODEBOOKS, VOCABULARY, byte_tokenizer, tiny_model, write_checkpoint
 
 PRECISIONS = (2, 3, 4, 5)
 TOKENS = (np.arange(4 * 24).reshape(4, 24) * 37 % VOCABULARY).astype(np.int64)
@@ -173,7 +173,7 @@ def test_other_architectures(family, tmp_path):
 # --- the map
 
 
-@pytest.mark.parametrize("codebook", [GROUPED, HYBRID])
+@pytest.mark.parametrize("codebook", CODEBOOKS.values(), ids=CODEBOOKS)
 def test_sizes_of_linears_are_what_inspect_counts(codebook, tmp_path):
     path = write_checkpoint(tmp_path / "out", tiny_model("llama"), codebook=codebook).path
     sizes = linear_sizes(Checkpoint(path))

@@ -13,7 +13,7 @@ from anyprec import AnyPrecisionForCausalLM, Checkpoint
 from anyprec.cli.app import app
 from anyprec.precision_map import PrecisionMap
 from anyprec.report import bits_per_weight, linear_sizes
-from checkpoints import ALL, byte_tokenizer, tiny_model, write_checkpoint
+from checkpoints import ALL, byte_tokenizer, each_codebook, tiny_model, write_checkpoint
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
 TEXT = "The quick brown fox jumps over the lazy dog. " * 10
@@ -286,7 +286,15 @@ def test_eval_with_malformed_precisions_is_wrong_usage(written, text_file, preci
 # --- inspect
 
 
-def test_inspect_counts_every_byte(written):
+@pytest.fixture(scope="module", **each_codebook())
+def written_as(request, tmp_path_factory):
+    """A checkpoint of each kind of codebook."""
+    path = tmp_path_factory.mktemp("cli") / "out"
+    return write_checkpoint(path, tiny_model("llama"), codebook=request.param)
+
+
+def test_inspect_counts_every_byte(written_as):
+    written = written_as
     report = run_json("inspect", written.path)
     everything = Checkpoint(written.path)
     weights = sum(n * k for _, n, k in everything.modules)
@@ -305,7 +313,10 @@ def test_inspect_counts_every_byte(written):
     for row in report["precisions"]:
         b = row["precision"]
         planes = sum(m.planes[:b].nbytes for m in written.matrices.values())
-        codebooks = sum(m.luts[b].nbytes for m in written.matrices.values())
+        codebooks = sum(
+            m.luts[b].nbytes + (m.alphas[b].nbytes if b in m.alphas else 0)
+            for m in written.matrices.values()
+        )
         assert row["plane_bytes"] == planes
         assert row["codebook_bytes"] == codebooks
         assert row["bytes"] == base + planes + codebooks
@@ -332,7 +343,8 @@ def test_inspect_of_something_else_is_one_line(tmp_path, original):
 # --- verify
 
 
-def test_verify_of_a_whole_checkpoint(written):
+def test_verify_of_a_whole_checkpoint(written_as):
+    written = written_as
     report = run_json("verify", written.path)
     assert report["ok"] is True
     assert report["problems"] == []

@@ -16,14 +16,14 @@ from anyprec.output_head import HeadError, check_head, last_hidden, output_head
 from anyprec.table_linear import TrainableCodebooks
 from anyprec.teacher import teach
 from anyprec.training import fused_norms
-from checkpoints import FAMILIES, FULL, HYBRID, VOCABULARY, tiny_model, write_checkpoint
+from checkpoints import FAMILIES, VOCABULARY, each_codebook, tiny_model, write_checkpoint
 from matrices import random_matrix
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ROWS = np.random.default_rng(0).integers(0, 256, (10, 24))
 
 
-@pytest.fixture(scope="module", params=[FULL, HYBRID], ids=["lut", "hybrid"])
+@pytest.fixture(scope="module", **each_codebook("lut by groups"))
 def written(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("step") / "out"
     return write_checkpoint(path, tiny_model("llama-tied"), codebook=request.param)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from anyprec import AnyPrecisionLinear, PrecisionError
-from checkpoints import ALL, BINARY, FULL, GROUPED, HYBRID, Matrix, quantized
+from anyprec.table_linear import codebook_basis
+from checkpoints import ALL, BINARY, BINARY_GROUPED, CODEBOOKS, FULL, HYBRID, Matrix, quantized
 
 
 def random_matrix(n: int, k: int, codebook: dict, precisions=ALL) -> Matrix:
@@ -38,7 +39,7 @@ def assert_close(found: torch.Tensor, x: torch.Tensor, weight: np.ndarray, bias=
     assert ((found.double() - wanted).abs() <= rounding * scale + 1e-6).all()
 
 
-@pytest.mark.parametrize("codebook", [FULL, GROUPED, HYBRID, BINARY])
+@pytest.mark.parametrize("codebook", CODEBOOKS.values(), ids=CODEBOOKS)
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_forward_at_each_precision_is_the_dense_product(codebook, rows):
     matrix = random_matrix(21, 77, codebook)
@@ -58,7 +59,7 @@ def test_result_has_the_dtype_of_the_activations_whatever_the_biass(dtype):
     assert_close(linear_of(matrix, bias)(x), x, matrix.dense(8), bias.to(dtype))
 
 
-@pytest.mark.parametrize("codebook", [FULL, GROUPED, HYBRID, BINARY])
+@pytest.mark.parametrize("codebook", CODEBOOKS.values(), ids=CODEBOOKS)
 def test_dequantize_is_the_dense_matrix(codebook):
     matrix = random_matrix(9, 70, codebook)
     linear = linear_of(matrix)
@@ -68,6 +69,32 @@ def test_dequantize_is_the_dense_matrix(codebook):
         assert torch.equal(linear.dequantize(), linear.dequantize(3))
     with pytest.raises(PrecisionError, match="precision 9"):
         linear.dequantize(9)
+
+
+def expanded(matrix: Matrix) -> Matrix:
+    """The same weights with a full table in place of each codebook."""
+    luts = {}
+    for b, lut in matrix.luts.items():
+        shape = matrix.alphas[b].shape[2:]
+        basis = codebook_basis(b, lut.shape[2], shape, matrix.codebook["cell_groups"]).numpy()
+        entries = np.concatenate([lut, matrix.alphas[b].reshape(*lut.shape[:2], -1)], 2)
+        luts[b] = (entries.astype(np.float32) @ basis.T).astype(np.float16)
+    codebook = {"lut_bits": 8, "cell_groups": "one", "group_size": matrix.codebook["group_size"]}
+    return Matrix(matrix.planes, luts, {}, matrix.in_features, codebook)
+
+
+@pytest.mark.parametrize("codebook", [BINARY, BINARY_GROUPED], ids=["by row", "by groups"])
+def test_binary_coding_is_what_its_full_tables_are(codebook):
+    matrix = random_matrix(21, 77, codebook)
+    for entries in (*matrix.luts.values(), *matrix.alphas.values()):
+        entries[:] = np.round(entries.astype(np.float32) * 64) / 64  # sums are exact in fp16
+    binary, full = linear_of(matrix), linear_of(expanded(matrix))
+    x = torch.randn(3, 77, generator=torch.Generator().manual_seed(0))
+    for b in ALL:
+        assert torch.equal(binary.dequantize(b), full.dequantize(b))
+        with binary.controller.using(b), full.controller.using(b):
+            assert_close(binary(x), x, matrix.dense(b))
+            assert_close(full(x), x, matrix.dense(b))
 
 
 def test_canonical_planes_are_those_that_went_in():

@@ -26,10 +26,9 @@ from anyprec import (
 )
 from checkpoints import (
     ALL,
-    BINARY,
+    CODEBOOKS,
     FAMILIES,
     FULL,
-    GROUPED,
     HYBRID,
     VOCABULARY,
     Written,
@@ -99,7 +98,7 @@ def test_logits_at_every_precision_are_the_dense_models(checkpoint_of, family):
         before = wanted
 
 
-@pytest.mark.parametrize("codebook", [GROUPED, HYBRID, BINARY])
+@pytest.mark.parametrize("codebook", CODEBOOKS.values(), ids=CODEBOOKS)
 def test_logits_of_other_codebook_forms_are_the_dense_models(checkpoint_of, codebook):
     written = checkpoint_of("llama", codebook)
     model = AnyPrecisionForCausalLM.from_quantized(written.path)

@@ -1,11 +1,14 @@
 """Checkpoints with codebooks that are not full tables: made, counted, loaded and run."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
-from anyprec import _core
+from anyprec import _core, quantization
+from anyprec.calibrate import Sums
+from anyprec.hessian_fit import fit_to_hessian, hessian_for
 from anyprec.model import AnyPrecisionForCausalLM
 from anyprec.modules import Linear
 from anyprec.options import Options, QuantizeError, classes
@@ -20,12 +23,18 @@ CODEBOOKS = {
     "hybrid of 3 bits": ({"codebook": "hybrid", "lut_bits": 3, "cell_groups": "sym"}, (3, "sym")),
     "groups": ({"codebook": "hybrid", "lut_bits": 2, "group_size": 32}, (2, "io")),
     "bcq": ({"codebook": "bcq"}, (0, "one")),
+    "bcq by groups": ({"codebook": "bcq", "group_size": 32}, (0, "one")),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [("hybrid", "fast"), ("bcq", "fast"), *((name, JOINT) for name in CODEBOOKS)],
+    [
+        ("hybrid", "fast"),
+        ("bcq", "fast"),
+        ("bcq by groups", "fast"),
+        *((name, JOINT) for name in CODEBOOKS),
+    ],
     ids=str,
 )
 def test_a_checkpoint_has_the_codebooks_asked_for(name, recipe, tiny_source, text_file, tmp_path):
@@ -59,6 +68,48 @@ def test_a_checkpoint_has_the_codebooks_asked_for(name, recipe, tiny_source, tex
     with torch.no_grad():
         for b in BITS:
             assert torch.isfinite(model(tokens, precision=b).logits).all()
+
+
+@pytest.mark.parametrize("name", ["bcq", "bcq by groups"])
+@pytest.mark.parametrize("start", ["range", "greedy"])
+def test_binary_coding_interrupted_on_other_threads_ends_with_the_same_bytes(
+    name, start, tiny_source, text_file, tmp_path, monkeypatch
+):
+    def request(out, threads):
+        recipe = replace(JOINT, binary_start=start)
+        settings = {"dataset": str(text_file), "num_examples": 3, "seq_len": 32, "device": "cpu"}
+        settings |= {"precisions": BITS, "recipe": recipe, "threads": threads}
+        quantize(tiny_source, out, **settings, **CODEBOOKS[name][0])
+        return {file.name: file.read_bytes() for file in sorted(out.iterdir())}
+
+    whole = request(tmp_path / "whole", 1)
+    real, fitted = quantization.fit_to_hessian, []
+
+    def stop_at_the_third(*args):
+        fitted.append(args)
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(quantization, "fit_to_hessian", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        request(tmp_path / "out", 2)
+    assert request(tmp_path / "out", 2) == whole
+    assert len(fitted) == 3 + 12  # two of the 14 linears were done
+
+
+def test_the_published_way_leaves_other_codes():
+    """Recipes' metric and start reach the fit."""
+    torch.manual_seed(0)
+    weight, sums = torch.randn(8, 96), Sums(torch.rand(8, 96), torch.diag(torch.rand(96)))
+    found = {}
+    for metric, start in itertools.product(("guided", "fisher", "plain"), ("range", "greedy")):
+        recipe = replace(JOINT, metric=metric, binary_start=start)
+        options = Options(codebook="bcq", group_size=32, precisions=BITS, recipe=recipe)
+        hessian = hessian_for(sums, recipe)
+        found[metric, start] = fit_to_hessian(weight, None, hessian, options, torch.device("cpu"))
+    codes = {key: fit.codes.numpy().tobytes() for key, fit in found.items()}
+    assert len(set(codes.values())) == len(codes)
 
 
 @pytest.mark.parametrize(

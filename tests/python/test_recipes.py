@@ -69,6 +69,15 @@ def test_the_record_is_json_and_has_all_but_the_description(written):
     assert recipe.fit_record() != load_recipe(written(changed("descent/rounds", 7))).fit_record()
 
 
+def test_a_plainer_metric_needs_no_hessians_but_a_refit(written):
+    assert load_recipe(written(BEST)).hessians and not load_recipe("fast").hessians
+    plain = load_recipe(written({**BEST, "metric": "plain"}))
+    assert not plain.hessians
+    assert plain.fit_record() != load_recipe(written(BEST)).fit_record()
+    with pytest.raises(RecipeError, match="metric: found 'plain' where refit is false"):
+        load_recipe(written({"name": "mine", "refit": False, "metric": "plain"}))
+
+
 def test_the_record_has_no_folder_of_a_text(written):
     recipe = load_recipe(written(changed("distillation/dataset", "/home/me/text.txt")))
     assert recipe.distillation.dataset == "/home/me/text.txt"
@@ -78,7 +87,7 @@ def test_the_record_has_no_folder_of_a_text(written):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("colour", "red", r"colour: unknown, wanted one of descent, .*refit"),
+        ("colour", "red", r"colour: unknown, wanted one of .*descent, .*refit"),
         ("descent/sweeps", 1, r"descent\.sweeps: unknown"),
         ("distillation/epochs", 1, r"distillation\.epochs: unknown"),
         ("name", None, "name: missing"),
@@ -86,6 +95,8 @@ def test_the_record_has_no_folder_of_a_text(written):
         ("refit", None, "refit: missing"),
         ("refit", 1, "refit: found 1, wanted true or false"),
         ("refit", False, "descent: wanted null where refit is false"),
+        ("metric", "loss", "metric: found 'loss', wanted one of guided, fisher, plain"),
+        ("binary_start", "random", "binary_start: found 'random', wanted one of range, greedy"),
         ("descent", [], r"descent: found \[\], wanted an object"),
         ("descent/rounds", None, r"descent\.rounds: missing"),
         ("descent/rounds", 0, r"descent\.rounds: found 0, wanted an integer of at least 1"),

@@ -19,11 +19,10 @@ from anyprec.refinement import refine
 from anyprec.rewrite import rewrite_checkpoint
 from anyprec.table_linear import TrainableCodebooks, codebook_basis
 from anyprec.teacher import teach
-from checkpoints import byte_tokenizer, tiny_model, write_checkpoint
+from checkpoints import byte_tokenizer, each_codebook, tiny_model, write_checkpoint
 from matrices import FORMS, classes_of, random_matrix
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-HYBRID = {"lut_bits": 3, "cell_groups": "io", "group_size": 0}
 
 
 def linear_of(matrix) -> AnyPrecisionLinear:
@@ -114,11 +113,10 @@ def original(tmp_path_factory):
     return folder, model
 
 
-@pytest.fixture(params=["lut", "hybrid"])
+@pytest.fixture(**each_codebook("lut by groups"))
 def checkpoint(request, original, tmp_path):
-    form = {} if request.param == "lut" else {"codebook": HYBRID}
     return write_checkpoint(
-        tmp_path / "checkpoint", original[1], tokenizer=byte_tokenizer(), **form
+        tmp_path / "checkpoint", original[1], tokenizer=byte_tokenizer(), codebook=request.param
     ).path
 
 
