@@ -129,8 +129,9 @@ gpu-test: gpu-build ## the tests that need a GPU
 	@build/gpu/tests/cpp/kernels/test_cuda_kernels --gtest_brief=1
 	@PYTHONPATH=python $(GPU_PYTHON) -m pytest -m gpu
 
-gpu-bench: gpu-build ## the operators on the GPU
+gpu-bench: gpu-build ## the operators and the quantizer on the GPU
 	@PYTHONPATH=python $(GPU_PYTHON) benchmarks/cuda/bench_linear.py
+	@PYTHONPATH=python $(GPU_PYTHON) benchmarks/quantize/bench_tree.py
 
 clean: ## removes what was built, not .venv
 	@rm -rf build python/anyprec/*.so

@@ -118,7 +118,7 @@ struct TreeArguments {
   std::size_t row_bytes;
 };
 
-__global__ void __launch_bounds__(tree::kMaxThreads) tree_kernel(const TreeArguments a) {
+__global__ void __launch_bounds__(tree::kMaxThreads, 2) tree_kernel(const TreeArguments a) {
   extern __shared__ __align__(16) std::byte shared[];
   auto& state = *reinterpret_cast<tree::BlockState*>(shared);
   const RowLayout layout(a.size, a.fast_points, a.precisions.seed);
@@ -187,8 +187,12 @@ cudaError_t make_plan(const TreeInput& input, Plan& plan) {
       std::min(input.rows, std::max<std::int64_t>(1, kBatchWeights / input.columns)));
   plan.threads = threads_for(size);
   constexpr auto kState = static_cast<int>(sizeof(tree::BlockState));
-  plan.fast_points = static_cast<int>(std::min<std::int64_t>(
-      size, (device.block_shared_bytes - kState) / tree::kSeedBytesPerPoint - 1));
+  // A row of bfloat16 has 2000 distinct values or so, whatever its length: room for two blocks on a
+  // multiprocessor, each of which sets a kilobyte aside.
+  const int blocks = input.type == ScalarType::kBFloat16 ? 2 : 1;
+  const int shared = (device.block_shared_bytes + 1024) / blocks - 1024;
+  plan.fast_points = static_cast<int>(
+      std::min<std::int64_t>(size, (shared - kState) / tree::kSeedBytesPerPoint - 1));
   plan.shared_bytes = kState + static_cast<int>(tree::fast_bytes(plan.fast_points));
   int resident = 0;
   const cudaError_t asked = cudaOccupancyMaxActiveBlocksPerMultiprocessor(

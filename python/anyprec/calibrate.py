@@ -369,10 +369,11 @@ class _Accumulator:
     def _add_fisher(self, weight: nn.Parameter) -> None:
         # Runs as soon as this weight's gradient is whole, and frees it: at any time only one
         # layer's gradient is alive.
-        gradient = weight.grad.float()
+        gradient = weight.grad
         weight.grad = None
         if id(weight) not in self._fisher:
-            self._fisher[id(weight)] = torch.zeros_like(gradient)
+            self._fisher[id(weight)] = torch.zeros_like(gradient, dtype=torch.float32)
+        # Squared in fp32, whatever its dtype, without a copy in fp32.
         self._fisher[id(weight)].addcmul_(gradient, gradient)
 
     def _watch(self, module: nn.Module, args: tuple, output: Tensor) -> None:

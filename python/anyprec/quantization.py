@@ -18,6 +18,7 @@ from torch import nn
 
 from anyprec import _core
 from anyprec.assemble import PRODUCER, Request, base_tensors, write_checkpoint
+from anyprec.background import Background, ahead
 from anyprec.calibrate import LOSS_SCALE, Sums, calibrate, steps
 from anyprec.calibration_plan import Plan, make_plan
 from anyprec.datasets import BUILTIN, Tokens, calibration_tokens
@@ -35,6 +36,9 @@ from anyprec.source import Source, describe_source, dtype_name, load_source, sou
 from anyprec.summary import LinearResult, Summary
 from anyprec.tree import build_tree, planes_of, to_host
 from anyprec.work import Piece, WorkDirectory, key_of
+
+# Threads that hash pieces and write or read them beside a GPU's work.
+_FILE_THREADS = 4
 
 
 def quantize(
@@ -88,8 +92,8 @@ def quantize(
             "pileval" (from the hub), a text or .jsonl file, or a folder of them.
         num_examples, seq_len, random_state: that many windows of seq_len tokens: the first ones,
             or those that random_state picks.
-        device: where calibration, fits to Hessians and distillation run: "auto" (a GPU when there
-            is one), "cpu", "cuda", "cuda:1".
+        device: where calibration, clustering, fits to Hessians and distillation run: "auto" (a GPU
+            when there is one), "cpu", "cuda", "cuda:1".
         dtype: what the unquantized tensors are stored in; "auto": the model's own, float16 for a
             GGUF file.
         calibration_dtype: what calibration computes in; "auto": bfloat16 on a GPU for a bfloat16
@@ -194,6 +198,8 @@ class _Run:
         self.pool = _core.ThreadPool(threads)
         # A GPU makes sums faster than a disk takes them; on a CPU they take long.
         self.keeps_sums = request.device.type == "cpu"
+        # On a CPU fits take all cores and longer than files; one thread keeps those in order.
+        self.threads = 1 if self.keeps_sums else _FILE_THREADS
         self.infos: dict[str, dict[str, Any]] = {}  # of the linears that are done
         # Calibration puts copies on the device in the dtype that it computes in.
         self.weights = {
@@ -225,9 +231,10 @@ class _Run:
             for linear in self.linears:
                 piece = work.load("linears", linear.name, self._linear_key(linear))
                 if piece is not None:
-                    self._done(linear, piece)
-            self._calibrate(work)
-            self._fit_rest(work)
+                    self._done(linear, piece.info)
+            with Background(self.threads) as self.background:
+                self._calibrate(work)
+                self._fit_rest(work)
             if self.options.recipe.distillation is None:
                 self._write(work, self.out, overwrite)
             else:
@@ -321,8 +328,9 @@ class _Run:
             linear.name, self._weight(linear), sums, self.options, self.pool, self.request.device
         )
         info = {"errors": {str(b): error for b, error in errors.items()}, "energy": energy}
-        piece = work.store("linears", linear.name, self._linear_key(linear), tensors, info)
-        self._done(linear, piece)
+        key = self._linear_key(linear)
+        self.background.run(work.store, "linears", linear.name, key, tensors, info)
+        self._done(linear, info)
 
     def _weight(self, linear: Linear) -> torch.Tensor:
         """As the source has it: the copy on the device where that is no coarser."""
@@ -330,8 +338,8 @@ class _Run:
         own = self.weights[linear.name]
         return placed if placed.dtype in (own.dtype, torch.float32) else own
 
-    def _done(self, linear: Linear, piece: Piece) -> None:
-        self.infos[linear.name] = piece.info
+    def _done(self, linear: Linear, info: dict[str, Any]) -> None:
+        self.infos[linear.name] = info
         self.report.line(_error_line(self._result(linear)))
 
     def _result(self, linear: Linear) -> LinearResult:
@@ -358,7 +366,9 @@ class _Run:
 
     def _write(self, work: WorkDirectory, out: Path, overwrite: bool) -> None:
         self.report.line(f"writing {self.out}")
-        pieces = ((linear, self._stored(work, linear)) for linear in self.linears)
+        pieces = ahead(
+            lambda linear: (linear, self._stored(work, linear)), self.linears, _FILE_THREADS
+        )
         write_checkpoint(self.request, out, pieces, overwrite)
 
     def _distil(self, work: WorkDirectory, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,17 @@ class Source:
         return tensor.to(self.dtype) if tensor.dtype == main else tensor
 
     def sha256(self) -> str:
-        """SHA-256 over names, dtypes, shapes and bytes of every tensor."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor_bytes(tensor))
-        return digest.hexdigest()
+        """SHA-256 over the names, dtypes, shapes and SHA-256 of the bytes of every tensor."""
+        tensors = sorted(self.tensors().items())
+
+        def line(named: tuple[str, torch.Tensor]) -> str:
+            name, tensor = named
+            digest = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+            return f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}\n"
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            lines = "".join(pool.map(line, tensors))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

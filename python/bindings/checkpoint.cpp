@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <mutex>
 #include <optional>
 
 #include "anyprec/error.h"
@@ -45,23 +46,35 @@ class Writer {
     }
     const std::span bytes(static_cast<const std::byte*>(data.data()),
                           static_cast<std::size_t>(data.nbytes()));
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
     open().add(name, dtype, shape, bytes);
   }
   void add_file(const std::string& file_name, const py::bytes& data) {
     const std::string_view text(data);
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
     open().add_file(file_name, std::as_bytes(std::span(text.data(), text.size())));
   }
   void finish() {
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
     open().finish();
     writer_.reset();
   }
-  void abort() { writer_.reset(); }
+  void abort() {
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
+    writer_.reset();
+  }
 
  private:
   CheckpointWriter& open() {
     if (!writer_) throw InvalidArgument("CheckpointWriter: it has been finished or aborted");
     return *writer_;
   }
+  // Hashing and writing leave Python's other threads alone, which may come here too.
+  std::mutex mutex_;
   std::optional<CheckpointWriter> writer_;
 };
 

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <future>
 #include <map>
+#include <mutex>
 #include <system_error>
 #include <utility>
 
@@ -38,6 +40,8 @@ struct Spool {
   OutputFile file;
 };
 
+constexpr int kPartThreads = 3;
+constexpr std::size_t kMinHashedBeside = std::size_t{1} << 20;
 constexpr std::int64_t kMaxShards = 99999;  // what five digits can name
 
 Json parse_options(const std::string& text) {
@@ -75,8 +79,10 @@ struct CheckpointWriter::State {
 
   void require_open() const;
   void require_complete() const;
-  void write_part(Part part);
-  void write_shard(const std::string& file_name, std::vector<TensorEntry> tensors);
+  void write_part(Part part, const OutputFile& spool);
+  void write_shard(const std::string& file_name, std::vector<TensorEntry> tensors,
+                   const OutputFile& spool);
+  void write_parts();
   void write_own_file(const std::string& file_name, const std::string& text);
   void remove_partial() noexcept;
 
@@ -89,6 +95,7 @@ struct CheckpointWriter::State {
   std::filesystem::path partial;  ///< empty once it is renamed or removed: the writer is spent
   std::map<Part, Spool> spools;
   std::map<std::string, Spooled> spooled;
+  std::mutex mutex;  ///< of spools and of the manifest's files while parts are written
 };
 
 CheckpointWriter::State::State(const std::filesystem::path& path, const std::string& config,
@@ -160,9 +167,12 @@ void CheckpointWriter::State::add(const std::string& name, const std::string& dt
     spool = spools.emplace(part, Spool{std::move(path), std::move(file)}).first;
   }
   const std::uint64_t offset = spool->second.file.size();
+  // Hashing takes about as long as writing; a thread for it pays from some size on.
+  const auto launch = data.size() < kMinHashedBeside ? std::launch::deferred : std::launch::async;
+  auto digest = std::async(launch, [data] { return format::sha256_hex(data); });
   spool->second.file.append(data);
   spooled[name] = {part, offset};
-  manifest.tensors[name] = {"", dtype, dimensions, *bytes, format::sha256_hex(data)};
+  manifest.tensors[name] = {"", dtype, dimensions, *bytes, digest.get()};
 }
 
 void CheckpointWriter::State::write_file(const std::string& file_name,
@@ -198,7 +208,8 @@ void CheckpointWriter::State::require_complete() const {
 }
 
 void CheckpointWriter::State::write_shard(const std::string& file_name,
-                                          std::vector<TensorEntry> tensors) {
+                                          std::vector<TensorEntry> tensors,
+                                          const OutputFile& spool) {
   const std::string header = format::layout_safetensors(tensors);
   if (header.size() > format::kMaxJsonBytes) {
     throw InvalidArgument(file_name + ": header would have " + std::to_string(header.size()) +
@@ -208,15 +219,16 @@ void CheckpointWriter::State::write_shard(const std::string& file_name,
   OutputFile file(partial / file_name);
   file.append(header);
   for (const TensorEntry& tensor : tensors) {
-    const Spooled& source = spooled.at(tensor.name);
-    file.append_range(spools.at(source.part).file, source.offset, tensor.bytes());
-    manifest.tensors.at(tensor.name).file = file_name;
+    file.append_range(spool, spooled.at(tensor.name).offset, tensor.bytes());
+    manifest.tensors.at(tensor.name).file = file_name;  // no other part has this tensor
   }
-  manifest.tensor_files[file_name] = {file.size(), format::sha256_hex(header)};
+  const std::uint64_t size = file.size();
   file.sync_and_close();
+  const std::lock_guard lock(mutex);
+  manifest.tensor_files[file_name] = {size, format::sha256_hex(header)};
 }
 
-void CheckpointWriter::State::write_part(Part part) {
+void CheckpointWriter::State::write_part(Part part, const OutputFile& spool) {
   // Cut in the order of names, so that the shards do not depend on the order of adding.
   std::vector<std::vector<TensorEntry>> shards;
   std::uint64_t shard_size = 0;
@@ -237,19 +249,35 @@ void CheckpointWriter::State::write_part(Part part) {
   }
   for (std::int64_t i = 0; i < count; ++i) {
     write_shard(format::part_file_name(part, i + 1, count),
-                std::move(shards[static_cast<std::size_t>(i)]));
+                std::move(shards[static_cast<std::size_t>(i)]), spool);
   }
 }
 
+void CheckpointWriter::State::write_parts() {
+  // One part waits for the disk while another is copied; each spool goes when its part is there, so
+  // that only so many parts lie on the disk twice.
+  const auto work = [this] {
+    while (true) {
+      std::map<Part, Spool>::node_type taken;
+      {
+        const std::lock_guard lock(mutex);
+        if (spools.empty()) return;
+        taken = spools.extract(spools.begin());
+      }
+      write_part(taken.key(), taken.mapped().file);
+      std::error_code error;
+      std::filesystem::remove(taken.mapped().path, error);
+      if (error) format::throw_io_error(taken.mapped().path, "remove", error.value());
+    }
+  };
+  std::vector<std::future<void>> threads;
+  for (int i = 0; i < kPartThreads; ++i) threads.push_back(std::async(std::launch::async, work));
+  for (std::future<void>& thread : threads) thread.wait();
+  for (std::future<void>& thread : threads) thread.get();
+}
+
 void CheckpointWriter::State::finish() {
-  while (!spools.empty()) {
-    const auto spool = spools.begin();
-    write_part(spool->first);
-    std::error_code error;
-    std::filesystem::remove(spool->second.path, error);
-    if (error) format::throw_io_error(spool->second.path, "remove", error.value());
-    spools.erase(spool);
-  }
+  write_parts();
   format::Index index;
   for (const auto& [name, tensor] : manifest.tensors) {
     index.total_bytes += tensor.bytes;

@@ -6,6 +6,8 @@ import torch
 
 from anyprec import _core
 from anyprec.options import Options
+from anyprec.quantization import quantize
+from anyprec.source import load_source
 from anyprec.tree import build_tree, planes_of, to_host
 
 pytestmark = pytest.mark.gpu
@@ -195,3 +197,24 @@ def test_both_devices_make_one_tree():
     assert torch.equal(to_host(there.codes), here.codes)
     assert there.energy == pytest.approx(here.energy, rel=1e-6)
     assert there.errors == pytest.approx(here.errors, rel=1e-6)
+
+
+def test_quantize_clusters_the_source_whatever_calibration_computes_in(
+    tiny_source, calibration, tmp_path, monkeypatch
+):
+    seen = {}
+
+    def record(name, weight, s, options, pool):
+        assert weight.is_cuda and s.is_cuda
+        seen[name] = weight.clone()
+        return build_tree(name, weight, s, options, pool)
+
+    monkeypatch.setattr("anyprec.quantization.build_tree", record)
+    options = calibration | {"device": "cuda", "calibration_dtype": "bfloat16"}
+    summary = quantize(tiny_source, tmp_path / "out", **options)
+    assert summary.status == "made"
+    assert _core.verify_checkpoint(tmp_path / "out")["problems"] == []
+    model = load_source(tiny_source).model
+    for name, weight in seen.items():
+        wanted = model.get_submodule(name).weight.detach().float()
+        assert torch.equal(weight.float().cpu(), wanted), name
