@@ -22,6 +22,7 @@
 
 #include "anyprec/codebook.h"
 #include "src/fit/chunks.h"
+#include "src/fit/full_precision.h"
 
 namespace anyprec::fit {
 namespace {
@@ -74,7 +75,9 @@ at::Tensor errors_of(const Groups& groups, const at::Tensor& codes, int precisio
   const at::Tensor factor = std::get<0>(at::linalg_cholesky_ex(normal));
   const at::Tensor z = at::linalg_solve_triangular(factor, right, /*upper=*/false).squeeze(-1);
   const at::Tensor whole = (groups.weight.square() * groups.curvature).sum(-1, true, at::kDouble);
-  return at::nan_to_num(whole - z.square().cumsum(-1), 0.0).clamp_min(0.0);
+  // A prefix sum in a fixed order on every device.
+  const at::Tensor prefixes = at::ones({planes + 1, planes + 1}, z.options()).triu();
+  return at::nan_to_num(whole - at::matmul(z.square(), prefixes), 0.0).clamp_min(0.0);
 }
 
 at::Tensor range_codes(const Groups& groups, at::IntArrayRef precisions) {
@@ -154,6 +157,7 @@ at::Tensor binary_codes(const at::Tensor& weight, const at::Tensor& curvature,
                         std::string_view start) {
   check(weight, curvature, group_size, precisions, start);
   const c10::DeviceGuard device(weight.device());
+  const FullPrecision full_precision(weight);
   const std::int64_t n = weight.size(0), k = weight.size(1);
   at::Tensor codes = at::empty({n, k}, weight.options().dtype(at::kByte));
   const std::int64_t chunk =

@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 #include "anyprec/error.h"
 #include "src/fit/chunks.h"
 #include "src/fit/fit_rows.h"
+#include "src/fit/full_precision.h"
 
 namespace anyprec::fit {
 namespace {
@@ -94,23 +94,6 @@ Plan check_plan(std::int64_t lut_bits, std::string_view cell_groups, std::int64_
   }
   return plan;
 }
-
-/// Products of fp32 matrices in fp32, not TF32, while it lives.
-class FullPrecision {
- public:
-  explicit FullPrecision(const at::Tensor& tensor)
-      : changed_(tensor.is_cuda() && at::globalContext().allowTF32CuBLAS()) {
-    if (changed_) at::globalContext().setAllowTF32CuBLAS(false);
-  }
-  ~FullPrecision() {
-    if (changed_) at::globalContext().setAllowTF32CuBLAS(true);
-  }
-  FullPrecision(const FullPrecision&) = delete;
-  FullPrecision& operator=(const FullPrecision&) = delete;
-
- private:
-  bool changed_;
-};
 
 /// libtorch's factorizations split their sums by threads: one thread makes the metric.
 Metric metric_of(const at::Tensor& hessian, const Plan& plan) {

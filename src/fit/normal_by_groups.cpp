@@ -9,7 +9,8 @@ namespace {
 at::Tensor padded_columns(const Metric& metric) {
   const at::Tensor by_group = at::argsort(metric.groups, /*stable=*/true, 0, false);
   const at::Tensor group = metric.groups.to(at::kLong).index_select(0, by_group);
-  const at::Tensor sizes = at::bincount(group, {}, metric.codebooks);
+  const at::Tensor every = at::arange(metric.codebooks, group.options());
+  const at::Tensor sizes = (group.unsqueeze(0) == every.unsqueeze(1)).sum(1);
   const std::int64_t longest = sizes.max().item<std::int64_t>();
   const at::Tensor begin = sizes.cumsum(0) - sizes;
   const at::Tensor place =
