@@ -45,8 +45,8 @@ bool plane_mma_serves(const Input& input, std::span<const Product> products, con
   return kernel_for(input, first).shared_bytes <= device.block_shared_bytes;
 }
 
-cudaError_t plane_mma(const Input& input, std::span<const Product> products, const Device& device,
-                      cudaStream_t stream) {
+cudaError_t launch_plane_mma(const Input& input, std::span<const Product> products, int blocks,
+                             const Device& device, cudaStream_t stream) {
   const Weights& first = products.front().weights;
   const PlaneMmaKernel kernel = kernel_for(input, first);
   PlaneMmaArgs args{};
@@ -55,14 +55,19 @@ cudaError_t plane_mma(const Input& input, std::span<const Product> products, con
   args.x_stride = input.x_stride;
   args.x_is_vector = x_is_vector(input, first.in_features);
   args.chunks = divide_up(args.units, kernel.chunk_units);
-  args.chunk_units = divide_up(args.units, args.chunks);
+  args.chunk_units = kernel.chunk_units;  // the last chunk may be short: warps are busier so
   args.groups = static_cast<int>(first.form.groups(first.in_features));
   args.group_of = GroupOfSegment::of_size(group_segments(first));
   if (args.tiles == 0 || args.x_rows == 0) return cudaSuccess;
-  const int blocks =
-      std::max(std::min(args.tiles, device.multiprocessors), divide_up(args.tiles, kMaxPlaneTiles));
-  return launch(kernel.kernel, device, dim3(static_cast<unsigned>(blocks)), kernel.threads,
+  const int grid = std::max(std::min(args.tiles, blocks * device.multiprocessors),
+                            divide_up(args.tiles, kMaxPlaneTiles));
+  return launch(kernel.kernel, device, dim3(static_cast<unsigned>(grid)), kernel.threads,
                 kernel.shared_bytes, stream, args);
+}
+
+cudaError_t plane_mma(const Input& input, std::span<const Product> products, const Device& device,
+                      cudaStream_t stream) {
+  return launch_plane_mma(input, products, 1, device, stream);
 }
 
 }  // namespace anyprec::cuda

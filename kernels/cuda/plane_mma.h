@@ -27,4 +27,9 @@ bool plane_mma_serves(const Input& input, std::span<const Product> products, con
 cudaError_t plane_mma(const Input& input, std::span<const Product> products, const Device& device,
                       cudaStream_t stream);
 
+/// The same with a given number of blocks on a multiprocessor, for choosing it: one leaves room for
+/// the next launch's, two share the work of this one where they fit.
+cudaError_t launch_plane_mma(const Input& input, std::span<const Product> products, int blocks,
+                             const Device& device, cudaStream_t stream);
+
 }  // namespace anyprec::cuda
