@@ -72,6 +72,7 @@ cudaError_t activations_to_planes(const Input& input, std::int64_t in_features, 
 /// How linear computes a product (kernels/cuda/dispatch.h says which it chooses when).
 enum class LinearPath {
   kMaskDot,     ///< planes of W times planes of x, binary tensor cores
+  kPlaneMma,    ///< planes of W times x, for binary coding
   kTableMma,    ///< table look-ups into tensor core operands
   kTableWgmma,  ///< the same for more rows of x, which are made into tiles first
   kDequantize,  ///< tiles of W in floating point, and cuBLAS
@@ -91,9 +92,11 @@ std::size_t linear_workspace_bytes(const Input& input, std::span<const Product> 
 /// and precision (Q/K/V, gate/up). Sums are at least as exact as in fp32.
 ///
 /// Accuracy beside that, before rounding to the type of y. kMaskDot: x is taken to 22 bits below
-/// the power of two of its row's largest magnitude. kTableMma, kTableWgmma: values of a hybrid are
-/// rounded to fp16 once. kDequantize: W_b is rounded to the type of x. A NaN or an infinity in a
-/// row of x makes that row of y NaN or infinite (kMaskDot: NaN), and no other row.
+/// the power of two of its row's largest magnitude. kPlaneMma: bits of x 2^-32 below the largest
+/// magnitude nearby are lost (of fp16 x that is 2^-16 or less, 2^-24). kTableMma, kTableWgmma:
+/// values of a hybrid are rounded to fp16 once. kDequantize: W_b is rounded to the type of x. A NaN
+/// or an infinity in a row of x makes that row of y NaN or infinite (kMaskDot: NaN), and no other
+/// row.
 ///
 /// May start before its predecessor in the stream has ended (programmatic dependent launch), and
 /// reads planes and codebooks then: they must not be written by a kernel that lets its successors

@@ -30,8 +30,10 @@ struct ActivationRows {
   bool vector;             ///< runs of 8 elements are aligned to 16 bytes and whole
 };
 
-/// scratch: 16 bytes of shared memory for the lane.
-template <int kHalves, int kFragments>
+/// scratch: 16 bytes of shared memory for the lane. With kParts > 1 the kParts equal parts of a
+/// half-unit have rows of fragments of their own: row kParts m + s is row m of x in part s, and
+/// zeros elsewhere.
+template <int kHalves, int kFragments, int kParts = 1>
 __device__ __forceinline__ void load_activations(const ActivationRows& from, int first_column,
                                                  int stride, int end_column, uint4* scratch,
                                                  ActivationFragments<kHalves, kFragments>& x) {
@@ -40,13 +42,14 @@ __device__ __forceinline__ void load_activations(const ActivationRows& from, int
   const auto each_run = [&](auto load) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
-      const int row = 8 * f + g;
+      const int row = (8 * f + g) / kParts;
+      const bool mine = t * kParts / 4 == g % kParts;
       const std::uint16_t* const x_row = from.x + row * from.stride;
 #pragma unroll
       for (int i = 0; i < 4 * kHalves; ++i) {
         const int h = i / 4, j = i % 4;
         const int column = half_unit_column(first_column, h, stride) + 32 * t + 8 * j;
-        const int valid = row < from.rows ? min(from.columns, end_column) - column : 0;
+        const int valid = mine && row < from.rows ? min(from.columns, end_column) - column : 0;
         const uint4 eight = load(x_row + column, valid);
         x[h][j][f][0] = eight.x;
         x[h][j][f][1] = eight.y;

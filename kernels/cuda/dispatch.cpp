@@ -1,6 +1,7 @@
 #include "kernels/cuda/dispatch.h"
 
 #include "kernels/cuda/mask_dot.h"
+#include "kernels/cuda/plane_mma.h"
 #include "kernels/cuda/table_mma.h"
 #include "kernels/cuda/table_wgmma.h"
 
@@ -18,6 +19,18 @@ constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
 /// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is.
 constexpr std::int64_t kFewestWgmmaRows = 17;
 
+/// Up to how many columns of its mma times planes of W the plane kernel beats dequantization and
+/// cuBLAS. From counts (plane_mma.cuh), not measured: 0.2 us each at 14336 x 4096, against 75 us.
+constexpr std::int64_t kMostPlaneColumns = 384;
+
+/// From how many rows of x the plane kernel beats mask-dot, with groups along K. From counts, not
+/// measured.
+constexpr std::int64_t kFewestPlaneRows = 2;
+
+bool few_plane_columns(const Input& input, const Weights& weights) {
+  return input.rows * plane_mma_parts(weights) * weights.precision <= kMostPlaneColumns;
+}
+
 int mask_count(const Weights& weights) {
   const int signs = weights.form.sign_planes(weights.precision);
   return (1 << (weights.precision - signs)) - 1 + signs * weights.form.classes();
@@ -32,13 +45,21 @@ bool few_masks(const Input& input, const Weights& weights) {
 
 LinearPath choose_path(const Input& input, std::span<const Product> products,
                        const Device& device) {
+  const Weights& first = products.front().weights;
+  const bool planes =
+      first.form.groups(first.in_features) > 1 && plane_mma_serves(input, products, device);
+  if (planes && input.rows >= kFewestPlaneRows && few_plane_columns(input, first)) {
+    return LinearPath::kPlaneMma;
+  }
   const bool masks = mask_dot_serves(input, products, device);
-  if (masks && few_masks(input, products.front().weights)) return LinearPath::kMaskDot;
+  if (masks && few_masks(input, first)) return LinearPath::kMaskDot;
   if (input.rows >= kFewestWgmmaRows && table_wgmma_serves(input, products, device)) {
     return LinearPath::kTableWgmma;
   }
   if (table_mma_serves(input, products, device)) return LinearPath::kTableMma;
-  return masks ? LinearPath::kMaskDot : LinearPath::kDequantize;
+  if (masks) return LinearPath::kMaskDot;
+  return planes && few_plane_columns(input, first) ? LinearPath::kPlaneMma
+                                                   : LinearPath::kDequantize;
 }
 
 }  // namespace anyprec::cuda

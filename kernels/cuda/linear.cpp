@@ -7,6 +7,7 @@
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/mask_dot.h"
+#include "kernels/cuda/plane_mma.h"
 #include "kernels/cuda/table_mma.h"
 #include "kernels/cuda/table_wgmma.h"
 
@@ -134,6 +135,8 @@ cudaError_t linear(const Input& input, std::span<const Product> products,
   switch (path) {
     case LinearPath::kMaskDot:
       return mask_dot(input, {}, products, device, stream);
+    case LinearPath::kPlaneMma:
+      return plane_mma(input, products, device, stream);
     case LinearPath::kTableMma:
       return table_mma(input, products, device, stream);
     case LinearPath::kTableWgmma:

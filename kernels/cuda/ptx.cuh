@@ -78,6 +78,22 @@ __device__ __forceinline__ void copy_4(std::uint32_t shared, const void* global)
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 
+/// The same of which only the first `bytes`, 1 to 4, are read; the others become zeros.
+__device__ __forceinline__ void copy_4_of(std::uint32_t shared, const void* global, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes)
+               : "memory");
+}
+
+/// Ends a group of copies.
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Until at most kPending of the thread's latest groups of copies are under way.
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
 #if __CUDA_ARCH__ >= 900
 
 /// Both aligned to 16 bytes; counted by the barrier.

@@ -38,6 +38,11 @@ bool table_mma_serves(const Input& input, std::span<const Product> products, con
   return kernel.shared_bytes + kernel.sum_bytes <= device.block_shared_bytes;
 }
 
+bool x_is_vector(const Input& input, std::int64_t columns) {
+  return reinterpret_cast<std::uintptr_t>(input.x) % 16 == 0 &&
+         (input.x_stride % 8 == 0 || input.rows == 1) && columns % 8 == 0;
+}
+
 TableMmaArgs describe_products(const Input& input, std::span<const Product> products) {
   const Weights& first = products.front().weights;
   TableMmaArgs args{};
@@ -70,8 +75,7 @@ cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
   TableMmaArgs args = describe_products(input, products);
   args.x = input.x;
   args.x_stride = input.x_stride;
-  args.x_is_vector = reinterpret_cast<std::uintptr_t>(input.x) % 16 == 0 &&
-                     (input.x_stride % 8 == 0 || input.rows == 1) && args.columns % 8 == 0;
+  args.x_is_vector = x_is_vector(input, args.columns);
   args.chunks = divide_up(args.units, kernel.chunk_units);
   args.chunk_units = divide_up(args.units, args.chunks);
   args.one_shl_16 = 1u << 16;

@@ -20,15 +20,6 @@
 /// share a multiprocessor, one fills the gaps of the other.
 namespace anyprec::cuda {
 
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-/// Until at most kPending of the thread's latest groups of copies are under way.
-template <int kPending>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
 /// By all threads of the block.
 __device__ __forceinline__ void prefetch_lines(const char* from, int bytes, int threads) {
   for (int at = threadIdx.x * ptx::kLineBytes; at < bytes; at += threads * ptx::kLineBytes) {
@@ -76,7 +67,7 @@ struct UnitCopies {
         from += stride;
       }
     }
-    commit_copies();
+    ptx::commit_copies();
     if (++unit == Shape::kUnits) {
       unit = 0;
       at.advance<Shape::kRows>(tiles, args.chunks);
@@ -129,12 +120,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                                        run[stage_tile].rows, staged);
       if (++stage_tile == tiles) stage_tile = 0;
     }
-    commit_copies();
+    ptx::commit_copies();
   };
   stage(true);
 #pragma unroll
   for (int i = -kStages; i < 0; ++i) {
-    if (i % kUnits == 0) commit_copies();
+    if (i % kUnits == 0) ptx::commit_copies();
     copies.start_next();
   }
   // The codebooks of later tiles come early enough from the L2 cache, too late from memory.
@@ -142,7 +133,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     prefetch_lines(run[i].lut, run[i].rows * lut_row_bytes(args.form), Shape::kThreads);
     prefetch_lines(run[i].alpha, run[i].rows * alpha_row_bytes(args.form), Shape::kThreads);
   }
-  wait_for_copies<kStages + kStages / kUnits>();
+  ptx::wait_for_copies<kStages + kStages / kUnits>();
   __syncthreads();
 
   ActivationFragments<Shape::kSharedX ? 1 : 2 * kUnits, kFragments> x = {};
@@ -196,9 +187,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     for (int u = 0; u < kUnits; ++u) {
       // Groups after this unit's: of the units in flight after it, and of codebooks between.
       if (u == 0) {
-        wait_for_copies<kStages - 1 + (kStages + kUnits - 1) / kUnits>();
+        ptx::wait_for_copies<kStages - 1 + (kStages + kUnits - 1) / kUnits>();
       } else {
-        wait_for_copies<kStages - 1 + kStages / 2>();
+        ptx::wait_for_copies<kStages - 1 + kStages / 2>();
       }
       std::uint32_t top[2][kBits], low[2][kBits];  // words of rows g and g + 8 in each half-unit
       const char* const slot = ring + read_slot * Shape::kUnitBytes;
@@ -253,7 +244,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         my_partials[x_row * Shape::kPartialStride + g + 8] = low_sum * scales[x_row];
       }
     }
-    wait_for_copies<kUnits>();  // the codebooks staged above have landed
+    ptx::wait_for_copies<kUnits>();  // the codebooks staged above have landed
     __syncthreads();
 
     // Results: the same thread takes the same element in every chunk.

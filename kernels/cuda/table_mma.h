@@ -14,7 +14,10 @@ namespace anyprec::cuda {
 /// x, any codebook form without groups along K. `products` agree in K, form and precision.
 bool table_mma_serves(const Input& input, std::span<const Product> products, const Device& device);
 
-/// What both table kernels take of the products; x and how K is cut are left out.
+/// Whether every run of 8 elements of x is aligned to 16 bytes and whole.
+bool x_is_vector(const Input& input, std::int64_t columns);
+
+/// What the kernels by tables and by planes take of the products; x and how K is cut are left out.
 TableMmaArgs describe_products(const Input& input, std::span<const Product> products);
 
 /// The products, in one launch. Values of a hybrid are summed in fp32 and rounded to fp16 once;

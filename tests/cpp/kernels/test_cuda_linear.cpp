@@ -25,6 +25,7 @@ double tolerance(cuda::LinearPath path, const double* w, const double* x, std::i
   }
   const double rounded = 1.01 * std::abs(y) * rounding(type) + 0x1p-23;
   if (path == cuda::LinearPath::kMaskDot) return rounded + largest_w * sum_x * 0x1p-19;
+  if (path == cuda::LinearPath::kPlaneMma) return rounded + largest_w * sum_x * 0x1p-20;
   const bool as_stored = exact_values && type != ScalarType::kBFloat16;
   const bool by_tables =
       path == cuda::LinearPath::kTableMma || path == cuda::LinearPath::kTableWgmma;
@@ -108,6 +109,18 @@ TEST_F(CudaLinear, EveryFormAndPrecision) {
         for (int precision = 2; precision <= 8; ++precision) {
           const QuantizedCase c(37, 600, {lut_bits, groups, group_size}, precision);
           for (const std::int64_t m : {1, 2, 5}) run(c, m, kTypes[(precision + m) % 3], m == 2);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaLinear, GroupsOfBinaryCodesOfAnySizeAndNumberOfRows) {
+  for (const std::int64_t size : {32, 64, 96, 128, 256}) {
+    for (const int precision : {2, 4, 8}) {
+      for (const std::int64_t m : {1, 2, 3, 16, 17, 64, 65}) {
+        for (const ScalarType type : kTypes) {
+          run(QuantizedCase(37, 600, {0, CellGroups::kOne, size}, precision), m, type, true);
         }
       }
     }

@@ -1,0 +1,7 @@
+#include "kernels/cuda/plane_mma.cuh"
+
+namespace anyprec::cuda {
+
+template PlaneMmaKernel plane_mma_kernel<5>(std::int64_t rows, int parts);
+
+}  // namespace anyprec::cuda
