@@ -132,6 +132,7 @@ gpu-test: gpu-build ## the tests that need a GPU
 gpu-bench: gpu-build ## the operators and the quantizer on the GPU
 	@PYTHONPATH=python $(GPU_PYTHON) benchmarks/cuda/bench_linear.py
 	@PYTHONPATH=python $(GPU_PYTHON) benchmarks/quantize/bench_tree.py
+	@PYTHONPATH=python $(GPU_PYTHON) benchmarks/cuda/bench_engine_ops.py
 
 clean: ## removes what was built, not .venv
 	@rm -rf build python/anyprec/*.so
