@@ -109,13 +109,11 @@ std::int64_t chunk_rows(const Metric& metric, const Plan& plan) {
   if (metric.hessian.is_cpu()) return kThreadRows;
   const std::int64_t k = metric.hessian.size(0);
   const std::int64_t slots = std::min<std::int64_t>(metric.codebooks << plan.parent(), 256);
-  // Of a refit: at the most for the parent precision, where its matrix is one of coefficients.
+  // Three copies of a refit's design, where it has one (normal_by_groups.h).
   const std::int64_t each = plan.form.lut_entries(plan.parent()) +
                             plan.form.sign_planes(plan.parent()) * plan.form.classes();
-  const std::int64_t unknowns = std::min<std::int64_t>(metric.codebooks * each, 512);
-  const std::int64_t matrix = std::max(slots * slots, unknowns * unknowns);
-  return std::max<std::int64_t>(
-      1, kDeviceBytes / ((128 + 16 * std::min<std::int64_t>(each, 16)) * k + 40 * matrix));
+  const std::int64_t design = 16 * std::min<std::int64_t>(each, 16);
+  return std::max<std::int64_t>(1, kDeviceBytes / ((128 + design) * k + 40 * slots * slots));
 }
 
 Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& hessian,

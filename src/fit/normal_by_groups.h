@@ -13,4 +13,7 @@ namespace anyprec::fit {
 /// many groups, as binary coding has. Without the last alphas it is that of a narrower precision.
 at::Tensor normal_by_groups(const Rows& rows, const Metric& metric, const Basis& basis);
 
+/// Its blocks within groups alone, fp64 [n, G, U, U].
+at::Tensor diagonal_by_groups(const Rows& rows, const Metric& metric, const Basis& basis);
+
 }  // namespace anyprec::fit

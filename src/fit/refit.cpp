@@ -13,7 +13,7 @@ constexpr double kTiny = 1e-12;  // where that is zero
 constexpr std::int64_t kDirectUnknowns = 64;
 constexpr std::int64_t kDirectSlots = 256;
 // Unknowns of a row, and of a group, where the matrix is made without slots.
-constexpr std::int64_t kGroupedUnknowns = 512;
+constexpr std::int64_t kGroupedUnknowns = 128;
 constexpr std::int64_t kGroupUnknowns = 16;
 constexpr int kGradientSteps = 12;
 
@@ -70,6 +70,16 @@ void refit_directly(const Rows& rows, const Metric& metric, const at::Tensor& ma
          at::matmul(matrix, delta).view_as(residual.gradient));
 }
 
+/// The inverse of each block with the ridge, fp32 [n, G, U, U]: `scale` on the diagonal where a
+/// block has none. blocks: fp64 [n, G, U, U]; ridge: [n, 1, 1].
+at::Tensor inverse_of(const at::Tensor& blocks, const at::Tensor& ridge, const at::Tensor& scale) {
+  const at::Tensor ridged = blocks.clone();
+  ridged.diagonal(0, 2, 3).add_(ridge);
+  const auto [factor, failed] = at::linalg_cholesky_ex(ridged);
+  return at::where((failed == 0).unsqueeze(2).unsqueeze(3),
+                   at::cholesky_inverse(factor).to(at::kFloat), at::diag_embed(scale));
+}
+
 void refit_by_gradients(const Rows& rows, const Metric& metric, Codebook& codebook) {
   const Basis& basis = codebook.basis;
   const Residual residual(rows, metric, codebook);
@@ -79,15 +89,23 @@ void refit_by_gradients(const Rows& rows, const Metric& metric, Codebook& codebo
   const auto dot = [](const at::Tensor& a, const at::Tensor& b) {
     return (a * b).sum({1, 2}, true);
   };
-  const at::Tensor diagonal = basis.project_squared(
-      sum_by_slot(metric.hessian.diagonal().expand_as(rows.weight).contiguous(), residual.slots,
-                  metric, basis.precision()));
+  const bool by_blocks = metric.codebooks > 1 && basis.coefficients() <= kGroupUnknowns;
+  const at::Tensor blocks = by_blocks ? diagonal_by_groups(rows, metric, basis) : at::Tensor();
+  const at::Tensor diagonal =
+      by_blocks ? blocks.diagonal(0, 2, 3).to(at::kFloat)
+                : basis.project_squared(
+                      sum_by_slot(metric.hessian.diagonal().expand_as(rows.weight).contiguous(),
+                                  residual.slots, metric, basis.precision()));
   const at::Tensor ridge = diagonal.mean({1, 2}, true) * kRidge + kTiny;
   const at::Tensor scale = (diagonal + ridge).reciprocal();
+  const at::Tensor inverse = by_blocks ? inverse_of(blocks, ridge, scale) : at::Tensor();
+  const auto preconditioned = [&](const at::Tensor& vector) {
+    return by_blocks ? at::matmul(inverse, vector.unsqueeze(3)).squeeze(3) : scale * vector;
+  };
   const at::Tensor left = residual.gradient.clone();
   const at::Tensor delta = at::zeros_like(left);
   const at::Tensor curvature = at::zeros_like(left);
-  at::Tensor direction = scale * left;
+  at::Tensor direction = preconditioned(left);
   at::Tensor size = dot(left, direction);
   for (int i = 0; i < kGradientSteps; ++i) {
     const at::Tensor moved = gather_values(basis.expand(direction), residual.slots);
@@ -97,7 +115,7 @@ void refit_by_gradients(const Rows& rows, const Metric& metric, Codebook& codebo
     delta.add_(length * direction);
     curvature.add_(length * turned);
     left.sub_(length * ridged);
-    const at::Tensor next = scale * left;
+    const at::Tensor next = preconditioned(left);
     const at::Tensor next_size = dot(left, next);
     direction = next + next_size / size.clamp_min(1e-30) * direction;
     size = next_size;
