@@ -3,7 +3,6 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_rows.cuh"
-#include "kernels/cuda/copy_groups.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/tile_mma.cuh"
 #include "kernels/cuda/vectors.cuh"
