@@ -12,23 +12,30 @@
 /// one row for some query heads that share them; a second kernel adds the parts up in their order.
 ///
 /// The grid depends on shapes alone: parts are of equal length, counted from what is in the cache,
-/// and blocks beyond the last part end at once. The number of parts does not depend on the batch,
-/// so a sequence gives the same bytes in any.
+/// and blocks beyond the last part have nothing to do. The number of parts does not depend on the
+/// batch, so a sequence gives the same bytes in any.
+///
+/// Where caches are short and blocks can form clusters, a cluster has all parts of a row's heads
+/// and adds them up through its blocks' shared memories: one launch, and nothing in the workspace.
 namespace anyprec::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
 /// Keys that a group of lanes has in flight.
 constexpr int kUnroll = 4;
-/// The least keys of a part: what a block has in flight with heads of 128 elements.
+/// The least keys of a part.
 constexpr int kPartKeys = 64;
 
 constexpr int kMaxParts = 64;
+constexpr int kClusterParts = 8;
+/// Positions in the cache up to which eight parts for each head keep enough of the GPU busy.
+constexpr std::int64_t kClusterRoom = 16384;
+
+std::int64_t room_of(const decoder::Attention& attention) {
+  return static_cast<std::int64_t>(attention.max_blocks) * attention.cache.block_size;
+}
 
 int part_count(const decoder::Attention& attention) {
-  const std::int64_t room =
-      static_cast<std::int64_t>(attention.max_blocks) * attention.cache.block_size;
+  const std::int64_t room = room_of(attention);
   if (!is_decoding(attention)) return 1;
   // About two blocks a multiprocessor of a large GPU for a single sequence.
   const int most = std::clamp(256 / attention.cache.heads, 8, kMaxParts);
@@ -73,36 +80,49 @@ __device__ __forceinline__ void merge(float& largest, float& total, float (&sums
   for (int i = 0; i < kVector; ++i) sums[i] = sums[i] * mine + other[i] * others;
 }
 
-template <ScalarType kType, int kHeadSize, int kHeads>
-__global__ void __launch_bounds__(kThreads)
-    decode_kernel(const decoder::Attention attention, const Parts parts) {
+/// What a block has of a part.
+template <int kHeadSize, int kHeads, int kWarps>
+struct Shared {
+  float sums[kWarps][kHeads][kHeadSize];
+  float2 totals[kWarps][kHeads];
+  // Of all warps.
+  float part_sums[kHeads][kHeadSize];
+  float part_largest[kHeads];
+  float part_total[kHeads];
+};
+
+/// Which heads of which row a block works on.
+struct Heads {
+  std::int64_t row;
+  int kv_head;
+  int first;           ///< among those of kv_head
+  int each;            ///< of kv_head
+  std::int64_t query;  ///< the first in the row
+
+  __device__ __forceinline__ Heads(const decoder::Attention& attention, int block_heads) {
+    each = attention.query_heads / attention.cache.heads;
+    const int head_blocks = (each + block_heads - 1) / block_heads;
+    row = blockIdx.z;
+    kv_head = static_cast<int>(blockIdx.y) / head_blocks;
+    first = static_cast<int>(blockIdx.y) % head_blocks * block_heads;
+    query = static_cast<std::int64_t>(kv_head) * each + first;
+  }
+};
+
+/// Attention of the heads to positions [begin, end), into shared.part_*.
+template <ScalarType kType, int kHeadSize, int kHeads, int kWarps>
+__device__ __forceinline__ void attend(const decoder::Attention& attention, const Heads& heads,
+                                       int sequence, int begin, int end,
+                                       Shared<kHeadSize, kHeads, kWarps>& shared) {
+  constexpr int kThreads = 32 * kWarps;
   constexpr int kLanes = lanes_of(kHeadSize);
   constexpr int kGroups = 32 / kLanes;  // of lanes in a warp
   constexpr int kBytes = scalar_bytes(kType);
-  __shared__ float shared_sums[kWarps][kHeads][kHeadSize];
-  __shared__ float2 shared_totals[kWarps][kHeads];
-  ptx::launch_dependents();
-  ptx::wait_for_predecessors();
-
-  const int part = static_cast<int>(blockIdx.x);
-  const int heads_each = attention.query_heads / attention.cache.heads;
-  const int head_blocks = (heads_each + kHeads - 1) / kHeads;
-  const int kv_head = static_cast<int>(blockIdx.y) / head_blocks;
-  const int first_head = static_cast<int>(blockIdx.y) % head_blocks * kHeads;  // of kv_head's
-  const std::int64_t row = blockIdx.z;
-
-  const KeyRange keys = keys_of(attention, row);
-  const int each = part_keys(keys.end - keys.begin, parts.count);
-  const int begin = keys.begin + part * each;
-  const int end = min(keys.end, begin + each);
-  if (begin >= end) return;
-
   const int warp = threadIdx.x / 32;
   const int group = threadIdx.x % 32 / kLanes;
   const int element = threadIdx.x % kLanes * kVector;
   const bool active = element < kHeadSize;  // heads of 96 leave lanes over
 
-  const std::int64_t query_head = kv_head * heads_each + first_head;
   float q[kHeads][kVector];
   State<kHeads> state;
 #pragma unroll
@@ -111,8 +131,9 @@ __global__ void __launch_bounds__(kThreads)
     state.total[h] = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) q[h][i] = state.sums[h][i] = 0.0f;
-    if (active && first_head + h < heads_each) {
-      const std::int64_t at = (row * attention.query_heads + query_head + h) * kHeadSize + element;
+    if (active && heads.first + h < heads.each) {
+      const std::int64_t at =
+          (heads.row * attention.query_heads + heads.query + h) * kHeadSize + element;
       Vector<kType>::load(static_cast<const char*>(attention.q) + at * kBytes).to_floats(q[h]);
     }
   }
@@ -126,7 +147,7 @@ __global__ void __launch_bounds__(kThreads)
       const int position = base + u * kStep;
       if (active && position < end) {
         const std::int64_t at =
-            (cache_offset(attention, keys.sequence, position, kv_head) + element) * kBytes;
+            (cache_offset(attention, sequence, position, heads.kv_head) + element) * kBytes;
         raw_keys[u] = Vector<kType>::load(static_cast<const char*>(attention.key_cache) + at);
         raw_values[u] = Vector<kType>::load(static_cast<const char*>(attention.value_cache) + at);
       } else {
@@ -200,30 +221,113 @@ __global__ void __launch_bounds__(kThreads)
     if (group == 0) {
       if (active) {
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) shared_sums[warp][h][element + i] = state.sums[h][i];
+        for (int i = 0; i < kVector; ++i) shared.sums[warp][h][element + i] = state.sums[h][i];
       }
-      if (element == 0) shared_totals[warp][h] = {state.largest[h], state.total[h]};
+      if (element == 0) shared.totals[warp][h] = {state.largest[h], state.total[h]};
     }
   }
   __syncthreads();
   for (int i = threadIdx.x; i < kHeads * kHeadSize; i += kThreads) {
     const int h = i / kHeadSize;
     const int d = i % kHeadSize;
-    if (first_head + h >= heads_each) break;
     float most = -INFINITY;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) most = fmaxf(most, shared_totals[w][h].x);
+    for (int w = 0; w < kWarps; ++w) most = fmaxf(most, shared.totals[w][h].x);
+    const float reference = most == -INFINITY ? 0.0f : most;
     float total = 0.0f, sum = 0.0f;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float factor = exp2f(shared_totals[w][h].x - most);
-      total = fmaf(shared_totals[w][h].y, factor, total);
-      sum = fmaf(shared_sums[w][h][d], factor, sum);
+      const float factor = exp2f(shared.totals[w][h].x - reference);
+      total = fmaf(shared.totals[w][h].y, factor, total);
+      sum = fmaf(shared.sums[w][h][d], factor, sum);
     }
-    const std::int64_t at = (row * attention.query_heads + query_head + h) * parts.count + part;
-    parts.sums[at * kHeadSize + d] = sum;
-    if (d == 0) parts.totals[at] = {most, total};
+    shared.part_sums[h][d] = sum;
+    if (d == 0) {
+      shared.part_largest[h] = most;
+      shared.part_total[h] = total;
+    }
   }
+  __syncthreads();
+}
+
+/// Warps of a block: as many as static shared memory has room for.
+template <int kHeadSize, int kHeads>
+constexpr int kWarpsOf = kHeads * kHeadSize > 1024 ? 4 : 8;
+
+template <ScalarType kType, int kHeadSize, int kHeads>
+__global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
+    decode_kernel(const decoder::Attention attention, const Parts parts) {
+  constexpr int kWarps = kWarpsOf<kHeadSize, kHeads>;
+  __shared__ Shared<kHeadSize, kHeads, kWarps> shared;
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const Heads heads(attention, kHeads);
+  const int part = static_cast<int>(blockIdx.x);
+  const KeyRange keys = keys_of(attention, heads.row);
+  const int each = part_keys(keys.end - keys.begin, parts.count);
+  const int begin = keys.begin + part * each;
+  const int end = min(keys.end, begin + each);
+  if (begin >= end) return;
+  attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys.sequence, begin, end, shared);
+  for (int i = threadIdx.x; i < kHeads * kHeadSize; i += 32 * kWarps) {
+    const int h = i / kHeadSize;
+    const int d = i % kHeadSize;
+    if (heads.first + h >= heads.each) break;
+    const std::int64_t at =
+        (heads.row * attention.query_heads + heads.query + h) * parts.count + part;
+    parts.sums[at * kHeadSize + d] = shared.part_sums[h][d];
+    if (d == 0) parts.totals[at] = {shared.part_largest[h], shared.part_total[h]};
+  }
+}
+
+template <ScalarType kType, int kHeadSize, int kHeads>
+__global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
+    decode_cluster_kernel(const decoder::Attention attention) {
+#if __CUDA_ARCH__ >= 900
+  constexpr int kWarps = kWarpsOf<kHeadSize, kHeads>;
+  __shared__ Shared<kHeadSize, kHeads, kWarps> shared;
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const Heads heads(attention, kHeads);
+  const int part = static_cast<int>(blockIdx.x);  // and the block's rank in its cluster
+  const KeyRange keys = keys_of(attention, heads.row);
+  const int each = part_keys(keys.end - keys.begin, kClusterParts);
+  const int begin = min(keys.end, keys.begin + part * each);
+  const int end = min(keys.end, begin + each);
+  attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys.sequence, begin, end, shared);
+
+  // Each block adds up its share of the elements.
+  ptx::meet_all_of_cluster();
+  constexpr int kShare = kHeads * kHeadSize / kClusterParts;
+  for (int i = threadIdx.x; i < kShare; i += 32 * kWarps) {
+    const int h = (part * kShare + i) / kHeadSize;
+    const int d = (part * kShare + i) % kHeadSize;
+    if (heads.first + h >= heads.each) break;
+    float largest[kClusterParts], totals[kClusterParts], sums[kClusterParts];
+#pragma unroll
+    for (int p = 0; p < kClusterParts; ++p) {
+      largest[p] = ptx::load_remote(ptx::shared_address(&shared.part_largest[h]), p);
+      totals[p] = ptx::load_remote(ptx::shared_address(&shared.part_total[h]), p);
+      sums[p] = ptx::load_remote(ptx::shared_address(&shared.part_sums[h][d]), p);
+    }
+    float most = -INFINITY;
+#pragma unroll
+    for (int p = 0; p < kClusterParts; ++p) most = fmaxf(most, largest[p]);
+    const float reference = most == -INFINITY ? 0.0f : most;
+    float total = 0.0f, sum = 0.0f;
+#pragma unroll
+    for (int p = 0; p < kClusterParts; ++p) {
+      const float factor = exp2f(largest[p] - reference);
+      total = fmaf(totals[p], factor, total);
+      sum = fmaf(sums[p], factor, sum);
+    }
+    store_scalar(attention.y, kType,
+                 (heads.row * attention.query_heads + heads.query + h) * kHeadSize + d,
+                 total > 0.0f ? sum / total : 0.0f);
+  }
+  __syncthreads();
+  ptx::meet_all_of_cluster();  // others may still read this block's shared memory
+#endif
 }
 
 constexpr int kAddThreads = 128;
@@ -293,17 +397,24 @@ __global__ void __launch_bounds__(kPlanesThreads)
   put_planes<kPlanesThreads>(out, row, shared_row, kType, columns, scratch);
 }
 
+/// parts: null where a cluster adds them up.
 template <ScalarType kType, int kHeadSize>
-cudaError_t decode(const decoder::Attention& attention, const Parts& parts, const Device& device,
+cudaError_t decode(const decoder::Attention& attention, const Parts* parts, const Device& device,
                    cudaStream_t stream) {
   const int heads_each = attention.query_heads / attention.cache.heads;
   const auto run = [&](auto heads) {
-    const int head_blocks = (heads_each + heads() - 1) / heads();
-    const dim3 grid(static_cast<unsigned>(parts.count),
+    constexpr int kHeads = heads();
+    constexpr int kThreads = 32 * kWarpsOf<kHeadSize, kHeads>;
+    const int head_blocks = (heads_each + kHeads - 1) / kHeads;
+    const dim3 grid(static_cast<unsigned>(parts != nullptr ? parts->count : kClusterParts),
                     static_cast<unsigned>(attention.cache.heads * head_blocks),
                     static_cast<unsigned>(attention.rows));
-    return launch(decode_kernel<kType, kHeadSize, heads()>, device, grid, kThreads, 0, stream,
-                  attention, parts);
+    if (parts == nullptr) {
+      return launch_clusters(decode_cluster_kernel<kType, kHeadSize, kHeads>, device, grid,
+                             kClusterParts, kThreads, 0, stream, attention);
+    }
+    return launch(decode_kernel<kType, kHeadSize, kHeads>, device, grid, kThreads, 0, stream,
+                  attention, *parts);
   };
   if (heads_each == 1) return run(std::integral_constant<int, 1>{});
   if (heads_each <= 4) return run(std::integral_constant<int, 4>{});
@@ -334,23 +445,24 @@ cudaError_t attention_decode(const decoder::Attention& attention, const PlanesOu
   }
   return with_type(attention.type, [&](auto type) {
     constexpr ScalarType kType = type();
-    cudaError_t status = cudaErrorInvalidValue;
-    switch (attention.cache.head_size) {
-      case 64:
-        status = decode<kType, 64>(attention, parts, device, stream);
-        break;
-      case 96:
-        status = decode<kType, 96>(attention, parts, device, stream);
-        break;
-      case 128:
-        status = decode<kType, 128>(attention, parts, device, stream);
-        break;
-      case 256:
-        status = decode<kType, 256>(attention, parts, device, stream);
-        break;
-      default:
-        break;
+    const auto by_size = [&](const Parts* to_add) {
+      switch (attention.cache.head_size) {
+        case 64:
+          return decode<kType, 64>(attention, to_add, device, stream);
+        case 96:
+          return decode<kType, 96>(attention, to_add, device, stream);
+        case 128:
+          return decode<kType, 128>(attention, to_add, device, stream);
+        default:
+          return decode<kType, 256>(attention, to_add, device, stream);
+      }
+    };
+    // Clusters came with compute capability 9.0. Planes need a whole row in one block.
+    if (device.major == 9 && planes.planes == nullptr && is_decoding(attention) &&
+        room_of(attention) <= kClusterRoom) {
+      return by_size(nullptr);
     }
+    const cudaError_t status = by_size(&parts);
     if (status != cudaSuccess) return status;
     const std::int64_t columns =
         static_cast<std::int64_t>(attention.query_heads) * attention.cache.head_size;
