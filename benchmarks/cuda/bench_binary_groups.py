@@ -2,7 +2,7 @@
 
 The kernels that serve it, beside dequantization and cuBLAS, a bare read of the same bytes and the
 copy ceiling; also checks that the kernels agree. `planes x2` is the kernel by planes with two
-blocks on a multiprocessor.
+blocks on a multiprocessor. A group size of 0 is a codebook a row.
 
     python benchmarks/cuda/bench_binary_groups.py [--short] [--shapes NxK ...] [--rows M ...]
         [--precisions B ...] [--group-sizes G ...] [--json FILE]
@@ -21,7 +21,7 @@ from rich.table import Table
 
 import anyprec  # noqa: F401  registers the operators
 
-KERNELS = ["mask-dot", "planes", "planes x2", "dequantize"]
+KERNELS = ["mask-dot", "planes", "planes x2", "tables", "dequantize"]
 NOT_SERVED = -2
 
 
@@ -31,7 +31,7 @@ class Groups:
     def __init__(self, n, k, group_size, precision):
         self.n, self.k, self.group_size, self.precision = n, k, group_size, precision
         self.library = library()
-        groups = -(-k // group_size)
+        groups = -(-k // group_size) if group_size else 1
         self.bytes = n * k * precision // 8 + 2 * n * groups * (precision + 1)
         self.workspace = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
         self.copies = []

@@ -1,5 +1,5 @@
-// Binary coding with groups along K by a kernel that the caller names, whichever the dispatcher
-// would take: for bench_binary_groups.py.
+// Binary coding, by groups along K or by row, by a kernel that the caller names, whichever the
+// dispatcher would take: for bench_binary_groups.py.
 #include <cstdint>
 #include <string_view>
 
@@ -9,10 +9,11 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/mask_dot.h"
 #include "kernels/cuda/plane_mma.h"
+#include "kernels/cuda/table_mma.h"
 
 /// rows of fp16 x [rows, K], y [rows, N]; kernel: "mask-dot", "planes" (one block on a
-/// multiprocessor), "planes x2" (two) or "dequantize". Returns a cudaError_t, -1 where the
-/// arguments are refused, -2 where the kernel does not serve them.
+/// multiprocessor), "planes x2" (two), "tables" or "dequantize". Returns a cudaError_t, -1 where
+/// the arguments are refused, -2 where the kernel does not serve them.
 extern "C" int anyprec_binary_groups(const char* kernel, const void* x, std::int64_t rows,
                                      std::int64_t in_features, std::int64_t out_features,
                                      const void* planes, const void* lut, const void* alpha,
@@ -43,6 +44,10 @@ extern "C" int anyprec_binary_groups(const char* kernel, const void* x, std::int
       const auto bytes = static_cast<std::size_t>(workspace_bytes);
       if (dequantize_matmul_bytes(input, {&product, 1}, device) > bytes) return -1;
       return dequantize_matmul(input, {&product, 1}, {workspace, bytes, cublas}, device, stream);
+    }
+    if (name == "tables") {
+      if (!table_mma_serves(input, {&product, 1}, device)) return -2;
+      return table_mma(input, {&product, 1}, device, stream);
     }
     if (!plane_mma_serves(input, {&product, 1}, device)) return -2;
     return launch_plane_mma(input, {&product, 1}, name == "planes x2" ? 2 : 1, device, stream);

@@ -26,6 +26,14 @@
 /// of 128 take 2.75 us at 3.0 TB/s, 1.9 at 4.3. With 16 columns the mma cost 3.2 us a plane.
 namespace anyprec::cuda {
 
+/// Calls f(std::integral_constant<int, u>()) for u of 0 to kUnits - 1.
+template <int kUnits, class F>
+__device__ __forceinline__ void each_unit(const F& f) {
+  static_assert(kUnits == 2);
+  f(std::integral_constant<int, 0>());
+  f(std::integral_constant<int, 1>());
+}
+
 /// Where a warp is in its work: for every kRows rows of x and every kSumTiles tiles of the run, all
 /// chunks of K, and in each the tiles.
 template <class Shape>
@@ -60,37 +68,35 @@ struct PlaneCopies {
   std::uint32_t ring;   ///< the lane's part of the planes of the warp's first slot
   std::uint32_t books;  ///< the lane's part of the codebooks there
   PlanePosition<Shape> at{};
-  int unit = 0, slot_offset = 0;
+  int slot_offset = 0;
 
+  /// Calls take the units of a chunk in turn.
+  template <int kUnit>
   __device__ __forceinline__ void start_next() {
     const int warp = threadIdx.x / 32, lane_bytes = threadIdx.x % 32 * kLaneBytes;
-    const int first = at.chunk * args.chunk_units + warp;
-    if (unit == 0 && at.tile == at.first_tile) {  // a chunk begins
+    const int first = at.chunk * Shape::kChunkUnits + warp;
+    if (kUnit == 0 && at.tile == at.first_tile) {  // a chunk begins
 #pragma unroll 1
       for (int u = 0; u < Shape::kUnits; ++u) {
         plans[u * Shape::kThreads] =
             BookCopies::template of<Shape>(args, first + u * Shape::kWarps);
       }
     }
-    const int of_k = first + unit * Shape::kWarps;
-    if (at.first_row < args.x_rows && unit * Shape::kWarps + warp < args.chunk_units &&
-        of_k < args.units) {
+    const int unit = first + kUnit * Shape::kWarps;
+    if (at.first_row < args.x_rows && unit < args.units) {
       const PlaneTile& tile = run[at.tile];
       const std::uint8_t* from =
-          tile.planes + static_cast<std::uint32_t>(of_k * kRecordBytes + lane_bytes);
+          tile.planes + static_cast<std::uint32_t>(unit * kRecordBytes + lane_bytes);
       const std::int64_t stride = tile.plane_stride;
 #pragma unroll
       for (int p = 0; p < Shape::kBits; ++p) {
         ptx::copy_16(ring + slot_offset + p * kRecordBytes, from);
         from += stride;
       }
-      plans[unit * Shape::kThreads].template start<Shape>(args, tile, books + slot_offset);
+      plans[kUnit * Shape::kThreads].template start<Shape>(args, tile, books + slot_offset);
     }
     ptx::commit_copies();
-    if (++unit == Shape::kUnits) {
-      unit = 0;
-      at.advance(tiles, args.chunks);
-    }
+    if (kUnit == Shape::kUnits - 1) at.advance(tiles, args.chunks);
     slot_offset += Shape::kUnitBytes;
     if (slot_offset == Shape::kStages * Shape::kUnitBytes) slot_offset = 0;
   }
@@ -281,7 +287,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       first_slot + lane * kLaneBytes,
       first_slot + Shape::kBits * kRecordBytes + BookCopies::template lane_offset<Shape>()};
 #pragma unroll 1
-  for (int i = 0; i < kStages; ++i) copies.start_next();
+  for (int i = 0; i < kStages; i += kUnits) {
+    each_unit<kUnits>([&](auto u) { copies.template start_next<u()>(); });
+  }
   ptx::wait_for_predecessors();
 
   ActivationFragments<kHalves, kFragments> x = {};
@@ -290,8 +298,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 #pragma unroll 1
   while (at.first_row < args.x_rows) {
     constexpr int kStride = Shape::kWarps * kUnitColumns;
-    const int first_unit = at.chunk * args.chunk_units + warp;
-    const int end_unit = min(args.units, (at.chunk + 1) * args.chunk_units);
+    const int first_unit = at.chunk * Shape::kChunkUnits + warp;
+    const int end_unit = min(args.units, (at.chunk + 1) * Shape::kChunkUnits);
     if (at.tile == at.first_tile && (args.chunks > 1 || at.first_tile == 0)) {
       const ActivationRows rows{
           static_cast<const std::uint16_t*>(args.x) + at.first_row * args.x_stride, args.x_stride,
@@ -317,8 +325,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     }
 
     PlaneSums<Shape> sums = {};
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
+    each_unit<kUnits>([&](auto u) {
       const int unit = first_unit + u * Shape::kWarps;
       ptx::wait_for_copies<kStages - 1>();
       __syncwarp();
@@ -327,10 +334,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                              group_sums + 2 * u * Shape::kColumns, sums);
       }
       __syncwarp();
-      copies.start_next();
+      copies.template start_next<u()>();
       slot_offset += Shape::kUnitBytes;
       if (slot_offset == kStages * Shape::kUnitBytes) slot_offset = 0;
-    }
+    });
     keep_sums<Shape>(
         sums, scales, at.chunk == 0,
         partials + (at.tile - at.first_tile) * Shape::kTilePartials + warp * Shape::kWarpPartials);

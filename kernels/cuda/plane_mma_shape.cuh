@@ -84,8 +84,8 @@ struct PlaneMmaShape {
   // block costs 1 KB more, hold one block.
   static constexpr int kRoom = (kBlocks == 1 ? 163 : 112) * 1024;
   static constexpr int kFitting = (kRoom - kRing) / (kWarps * kUnitBytes);
-  static constexpr int kStages = kFitting > 8 ? 8 : kFitting;
-  static_assert(kStages >= 2);
+  static constexpr int kStages = (kFitting > 8 ? 8 : kFitting) / kUnits * kUnits;
+  static_assert(kStages > 0);
   static constexpr int kSharedBytes = kRing + kStages * kWarps * kUnitBytes;
 };
 
