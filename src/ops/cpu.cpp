@@ -1,32 +1,14 @@
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "anyprec/linear.h"
-#include "anyprec/parallel.h"
 #include "anyprec/planes.h"
 #include "src/ops/checks.h"
+#include "src/ops/executor.h"
 
 namespace anyprec::ops {
 namespace {
-
-// libtorch's own intra-op threads, so that torch.set_num_threads holds for our kernels too.
-class TorchExecutor final : public Executor {
- public:
-  int concurrency() const override { return at::get_num_threads(); }
-  void parallel_for(std::int64_t n, std::int64_t grain,
-                    const std::function<void(std::int64_t, std::int64_t)>& body) const override {
-    if (n <= 0) return;
-    const std::int64_t threads = concurrency();
-    const std::int64_t chunk = std::max<std::int64_t>({grain, (n + threads - 1) / threads, 1});
-    at::parallel_for(0, (n + chunk - 1) / chunk, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) body(i * chunk, std::min(n, (i + 1) * chunk));
-    });
-  }
-};
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tensor& lut,
                   const std::optional<at::Tensor>& alpha, const std::optional<at::Tensor>& bias,
