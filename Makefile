@@ -131,6 +131,7 @@ gpu-test: gpu-build ## the tests that need a GPU
 
 gpu-bench: gpu-build ## the operators on the GPU
 	@PYTHONPATH=python $(GPU_PYTHON) benchmarks/cuda/bench_linear.py
+	@PYTHONPATH=python $(GPU_PYTHON) benchmarks/cuda/bench_engine_ops.py
 
 clean: ## removes what was built, not .venv
 	@rm -rf build python/anyprec/*.so

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <bit>
-#include <cmath>
 #include <cstdint>
 
 /// The arithmetic of sampling, so that one seed and step give the same token on every device:
@@ -71,8 +70,11 @@ ANYPREC_ANYWHERE std::uint64_t weight_of(float logit, float largest, float scale
   if (logit == largest) return std::uint64_t{1} << kWeightBits;
   const float t = product(sum(logit, -largest), scale);
   if (!(t > -40.0f)) return 0;
-  const float whole = floorf(sum(t, 0.5f));
-  const float f = sum(t, -whole);  // in [-0.5, 0.5], exact
+  // To the nearest integer: down from t + 0.5.
+  const float above = sum(t, 0.5f);
+  const int truncated = static_cast<int>(above);
+  const int whole = truncated - (static_cast<float>(truncated) > above ? 1 : 0);
+  const float f = sum(t, -static_cast<float>(whole));  // in [-0.5, 0.5], exact
   // Taylor's series of 2^f.
   float power = 1.54035304e-4f;
   power = sum(product(power, f), 1.33335581e-3f);
@@ -81,8 +83,9 @@ ANYPREC_ANYWHERE std::uint64_t weight_of(float logit, float largest, float scale
   power = sum(product(power, f), 2.40226507e-1f);
   power = sum(product(power, f), 6.93147181e-1f);
   power = sum(product(power, f), 1.0f);
-  const std::uint64_t fraction = static_cast<std::uint64_t>(product(power, 8388608.0f));  // 2^23
-  const int shift = kWeightBits - 23 + static_cast<int>(whole);
+  const std::uint64_t fraction =
+      static_cast<std::uint32_t>(static_cast<int>(product(power, 8388608.0f)));  // 2^23
+  const int shift = kWeightBits - 23 + whole;
   return shift >= 0 ? fraction << shift : fraction >> -shift;
 }
 

@@ -122,11 +122,11 @@ void attention(const decoder::Attention& attention, const Executor& executor) {
   }
   if (runs == 0) return;
   const auto kernel = decoder_kernels().attention;
-  // A few keys are not worth waking threads.
+  // A few keys (some 20 microseconds of work) are not worth waking threads.
   const std::int64_t work = keys * attention.query_heads * attention.cache.head_size;
   const std::int64_t items = runs * heads;
   executor.parallel_for(
-      items, work < 4 * kGrainElements ? items : 1, [&](std::int64_t begin, std::int64_t end) {
+      items, work < 12 * kGrainElements ? items : 1, [&](std::int64_t begin, std::int64_t end) {
         std::int64_t run = 0;
         for (int b = 0; b < attention.sequences; ++b) {
           for (std::int64_t row = attention.sequence_start[b];

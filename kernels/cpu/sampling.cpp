@@ -34,9 +34,17 @@ std::uint32_t threshold(const std::uint32_t* keys, std::int64_t count, std::uint
   return prefix;
 }
 
-std::int64_t sample_row(const decoder::Sampling& s, std::int64_t row, std::uint32_t* keys) {
+/// Working memory of a row.
+struct Scratch {
+  std::vector<std::uint32_t> keys;
+  std::vector<std::uint64_t> weights;
+};
+
+std::int64_t sample_row(const decoder::Sampling& s, std::int64_t row, Scratch& scratch) {
   const std::int64_t count = s.vocabulary;
   float* const logits = s.adjusted + row * count;
+  std::uint32_t* const keys = scratch.keys.data();
+  std::uint64_t* const weights = scratch.weights.data();
   load_floats(s.logits, row * count, count, s.type, logits);
   const float penalty = s.repetition_penalty[row];
   if (penalty != 1.0f) {
@@ -62,28 +70,33 @@ std::int64_t sample_row(const decoder::Sampling& s, std::int64_t row, std::uint3
                       [](std::int64_t) { return std::uint64_t{1}; });
   }
   const float scale = sampling::exponent_scale(temperature);
-  const auto weight = [&](std::int64_t i) {
-    return keys[i] >= least ? sampling::weight_of(logits[i], logits[best], scale) : 0;
+  const float largest = logits[best];
+  // Sets the weights of tokens that do not count to 0; returns the sum of the others.
+  const auto keep = [&](const auto& counts) {
+    std::uint64_t sum = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (!counts(i)) weights[i] = 0;
+      sum += weights[i];
+    }
+    return sum;
   };
+  for (std::int64_t i = 0; i < count; ++i) {
+    weights[i] = keys[i] >= least ? sampling::weight_of(logits[i], largest, scale) : 0;
+  }
   if (s.top_p[row] < 1.0f) {
-    std::uint64_t total = 0;
-    for (std::int64_t i = 0; i < count; ++i) total += weight(i);
-    least = threshold(keys, count, sampling::wanted_weight(s.top_p[row], total), weight);
+    const std::uint64_t total = keep([](std::int64_t) { return true; });
+    least = threshold(keys, count, sampling::wanted_weight(s.top_p[row], total),
+                      [&](std::int64_t i) { return weights[i]; });
   }
   const std::uint64_t least_weight = sampling::least_weight(s.min_p[row]);
-  const auto kept = [&](std::int64_t i) {
-    const std::uint64_t w = weight(i);
-    return w >= least_weight ? w : 0;
-  };
-  std::uint64_t total = 0;
-  for (std::int64_t i = 0; i < count; ++i) total += kept(i);
+  const std::uint64_t total =
+      keep([&](std::int64_t i) { return keys[i] >= least && weights[i] >= least_weight; });
   std::uint64_t rest = sampling::below(sampling::philox(static_cast<std::uint64_t>(s.seed[row]),
                                                         static_cast<std::uint64_t>(s.step[row])),
                                        total);
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint64_t w = kept(i);
-    if (rest < w) return i;
-    rest -= w;
+    if (rest < weights[i]) return i;
+    rest -= weights[i];
   }
   return best;
 }
@@ -92,9 +105,10 @@ std::int64_t sample_row(const decoder::Sampling& s, std::int64_t row, std::uint3
 
 void sample(const decoder::Sampling& sampling, const Executor& executor) {
   executor.parallel_for(sampling.rows, 1, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<std::uint32_t> keys(static_cast<std::size_t>(sampling.vocabulary));
+    const auto count = static_cast<std::size_t>(sampling.vocabulary);
+    Scratch scratch{std::vector<std::uint32_t>(count), std::vector<std::uint64_t>(count)};
     for (std::int64_t row = begin; row < end; ++row) {
-      sampling.tokens[row] = sample_row(sampling, row, keys.data());
+      sampling.tokens[row] = sample_row(sampling, row, scratch);
     }
   });
 }

@@ -227,6 +227,83 @@ def test_a_row_gives_the_same_bytes_in_every_batch_of_decoding(device):
     assert torch.equal(together, ops.engine_attention(*case.arguments()))
 
 
+# ---- bit planes of activations ----
+
+
+def values_of_planes(planes, scales, columns):
+    """What the layout in kernels/cuda/activation_planes.cuh says: a unit of 256 columns is [3][32
+    lanes][2 halves] words; lane 4 g + t of group j has digit 8 j + g of columns 32 t + bit."""
+    words = planes.cpu().view(torch.int32).view(planes.shape[0], -1, 3, 8, 4, 2, 1)
+    bits = (words >> torch.arange(32, dtype=torch.int32)) & 1  # [M, units, j, g, t, half, bit]
+    places = (-2.0) ** torch.arange(24, dtype=torch.float64).view(3, 8, 1, 1, 1)
+    integers = (bits.double() * places).sum((2, 3))  # [M, units, t, half, bit]
+    integers = integers.transpose(2, 3).flatten(1)
+    assert not integers[:, columns:].any()
+    return integers[:, :columns] * scales.cpu().double()[:, :1]
+
+
+def assert_planes_of(y, planes, scales):
+    y = y.double().cpu()
+    values = values_of_planes(planes, scales, y.shape[1])
+    largest = y.abs().amax(1, keepdim=True)
+    assert ((values - y).abs() <= largest * 2**-21).all()
+    torch.testing.assert_close(scales[:, 1].double().cpu(), values.sum(1), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 576), (2, 4096), (2, 100), (1, 14336)])
+def test_norms_and_gates_leave_their_bit_planes(dtype, shape):
+    x, residual = (random(*shape, dtype=dtype, device="cuda", seed=i) for i in range(2))
+    weight = random(shape[1], dtype=dtype, device="cuda", seed=2)
+    again = residual.clone()
+    y, *planes = ops.engine_add_rms_norm_planes(x, residual, weight, 1e-6, 0.0)
+    assert_planes_of(y, *planes)
+    assert_close(y, plain_norm(residual, weight, 1e-6, 0.0))
+    assert_close(ops.engine_add_rms_norm(x, again, weight, 1e-6, 0.0), y.double())
+    gate_up = torch.cat([x, again], dim=1)
+    y, *planes = ops.engine_gated_planes(gate_up, "silu")
+    assert_planes_of(y, *planes)
+    assert torch.equal(y, ops.engine_gated(gate_up, "silu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hq,hk,head_size", [*HEADS, (32, 8, 128)])
+def test_attention_leaves_its_bit_planes(dtype, hq, hk, head_size):
+    case = Sequences([1, 1], [700, 33], hq, hk, head_size, dtype, "cuda")
+    y, *planes = ops.engine_attention_planes(*case.arguments())
+    assert_planes_of(y, *planes)
+    assert torch.equal(y, ops.engine_attention(*case.arguments()))
+
+
+@pytest.mark.gpu
+def test_operators_in_a_captured_graph_follow_what_is_in_device_memory():
+    case = Sequences([1, 1], [5, 9], 8, 2, 128, torch.float16, "cuda")
+    table = torch.arange(2 * 40, dtype=torch.int32, device="cuda").view(2, 40)
+    shape = (80, 16, 2, 128)
+    case.block_table = table
+    case.key_cache = random(*shape, dtype=torch.float16, device="cuda", seed=1)
+    case.value_cache = random(*shape, dtype=torch.float16, device="cuda", seed=2)
+    weight = random(1024, dtype=torch.float16, device="cuda", seed=4)
+
+    def step():
+        y = ops.engine_attention(*case.arguments())
+        y = ops.engine_rms_norm(y, weight, 1e-6, 0.0)
+        return ops.engine_gated(torch.cat([y, y], dim=1), "silu")
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for lengths in ([5, 9], [640, 1], [333, 500]):
+        case.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(captured, step())
+
+
 # ---- sampling ----
 
 

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/decoder.h"
+
+/// Which keys a row of queries sees, from the tables in device memory.
+namespace anyprec::cuda {
+
+/// The sequence of a row, or -1.
+__device__ __forceinline__ int sequence_of(const decoder::Attention& attention, std::int64_t row) {
+  const std::int32_t* const start = attention.sequence_start;
+  if (row < attention.sequences && start[row] == row && start[row + 1] == row + 1) {
+    return static_cast<int>(row);  // one row a sequence
+  }
+  int low = 0, high = attention.sequences;  // start[low] <= row < start[high]
+  if (row < start[0] || row >= start[high]) return -1;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (start[middle] <= row ? low : high) = middle;
+  }
+  return low;
+}
+
+/// Positions [begin, end) of a sequence.
+struct KeyRange {
+  int sequence;
+  int begin;
+  int end;
+};
+
+__device__ __forceinline__ KeyRange keys_of(const decoder::Attention& attention, std::int64_t row) {
+  const int sequence = sequence_of(attention, row);
+  if (sequence < 0) return {0, 0, 0};
+  const int rows_after = attention.sequence_start[sequence + 1] - 1 - static_cast<int>(row);
+  const int end = max(0, attention.lengths[sequence] - rows_after);
+  const int begin = attention.window > 0 ? max(0, end - attention.window) : 0;
+  return {sequence, begin, end};
+}
+
+/// The first element of a position's head in a cache.
+__device__ __forceinline__ std::int64_t cache_offset(const decoder::Attention& attention,
+                                                     int sequence, int position, int head) {
+  const int block_size = attention.cache.block_size;
+  const int block =
+      attention.block_table[static_cast<std::int64_t>(sequence) * attention.max_blocks +
+                            position / block_size];
+  const std::int64_t slot = static_cast<std::int64_t>(block) * block_size + position % block_size;
+  return (slot * attention.cache.heads + head) * attention.cache.head_size;
+}
+
+inline constexpr float kLog2E = 1.44269504f;
+
+/// Scores in powers of two.
+__device__ __forceinline__ float scored(const decoder::Attention& attention, float product) {
+  float score = product * attention.scale;
+  if (attention.softcap > 0.0f) score = attention.softcap * tanhf(score / attention.softcap);
+  return score * kLog2E;
+}
+
+}  // namespace anyprec::cuda

@@ -1,0 +1,267 @@
+#include <cstdint>
+
+#include "kernels/cuda/decoder.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/vectors.cuh"
+#include "kernels/sampling.h"
+
+/// One block a row. Filters are thresholds on logits, found digit by digit from sums of integers,
+/// which do not depend on an order: the same as kernels/cpu/sampling.cpp does.
+namespace anyprec::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / 32;
+constexpr int kDigitBits = 8;
+constexpr int kDigits = 1 << kDigitBits;
+
+using Amount = unsigned long long;
+
+struct Shared {
+  Amount sums[kDigits];
+  Amount warps[kWarps];
+  std::uint64_t best[kWarps];
+  Amount rest;
+  std::uint32_t prefix;
+  int thread;
+};
+
+__device__ __forceinline__ Amount warp_add(Amount value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+/// The same in every thread. Every thread of the block calls it.
+__device__ __forceinline__ Amount block_add(Amount value, Shared& shared) {
+  value = warp_add(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared.warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  Amount sum = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum += shared.warps[w];
+  return sum;
+}
+
+/// A row with its penalties applied.
+struct Row {
+  const float* logits;
+  int count;
+  float largest;
+  float scale;
+
+  __device__ __forceinline__ std::uint64_t weight(int token, std::uint32_t least) const {
+    const float logit = logits[token];
+    return sampling::key_of(logit) >= least ? sampling::weight_of(logit, largest, scale) : 0;
+  }
+};
+
+/// The largest key such that the amounts of tokens with it or a larger one sum to `wanted`. amount:
+/// of a token, 0 where it does not count.
+template <class AmountOf>
+__device__ __forceinline__ std::uint32_t threshold(const Row& row, Amount wanted, Shared& shared,
+                                                   const AmountOf& amount) {
+  std::uint32_t prefix = 0;
+  Amount above = 0;
+  for (int shift = 32 - kDigitBits; shift >= 0; shift -= kDigitBits) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < kDigits; i += kThreads) shared.sums[i] = 0;
+    __syncthreads();
+    const std::uint32_t known = shift + kDigitBits == 32 ? 0u : ~0u << (shift + kDigitBits);
+    for (int base = 0; base < row.count; base += kThreads) {
+      const int token = base + static_cast<int>(threadIdx.x);
+      const std::uint32_t key = token < row.count ? sampling::key_of(row.logits[token]) : 0;
+      const bool counts = token < row.count && (key & known) == prefix;
+      const unsigned lanes = __ballot_sync(~0u, counts);
+      if (!counts) continue;
+      // Logits share their first digits: a warp adds up those of one digit before it writes.
+      const std::uint32_t digit = key >> shift & (kDigits - 1);
+      const unsigned peers = __match_any_sync(lanes, digit);
+      const Amount value = amount(token);  // at most 2^40
+      const unsigned low = __reduce_add_sync(peers, static_cast<unsigned>(value & 0xfffffu));
+      const unsigned high = __reduce_add_sync(peers, static_cast<unsigned>(value >> 20));
+      if (static_cast<int>(threadIdx.x) % 32 == __ffs(static_cast<int>(peers)) - 1) {
+        atomicAdd(&shared.sums[digit], (static_cast<Amount>(high) << 20) + low);
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+      // A lane has eight digits, the largest first.
+      constexpr int kEach = kDigits / 32;
+      const int top = kDigits - 1 - static_cast<int>(threadIdx.x) * kEach;
+      Amount mine = 0;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) mine += shared.sums[top - i];
+      Amount until = mine;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        const Amount other = __shfl_up_sync(~0u, until, step);
+        if (static_cast<int>(threadIdx.x) >= step) until += other;
+      }
+      const unsigned reached = __ballot_sync(~0u, above + until >= wanted);
+      const int lane = reached != 0 ? __ffs(static_cast<int>(reached)) - 1 : 31;
+      if (static_cast<int>(threadIdx.x) == lane) {
+        Amount before = above + until - mine;
+        int digit = top;
+        while (digit > top - kEach + 1 && before + shared.sums[digit] < wanted) {
+          before += shared.sums[digit--];
+        }
+        shared.prefix = prefix | static_cast<std::uint32_t>(digit) << shift;
+        shared.rest = before;
+      }
+    }
+    __syncthreads();
+    prefix = shared.prefix;
+    above = shared.rest;
+  }
+  return prefix;
+}
+
+/// The first token whose weight and those of all before it exceed `rest`, which is below the sum.
+template <class WeightOf>
+__device__ __forceinline__ int pick(int count, Amount rest, Shared& shared,
+                                    const WeightOf& weight) {
+  // A warp has a run of tokens; the warp's run that `rest` falls into is divided among all threads.
+  int begin = 0;
+  {
+    const int each = (count + kWarps - 1) / kWarps;
+    const int warp = threadIdx.x / 32;
+    const int first = min(count, warp * each), end = min(count, first + each);
+    Amount sum = 0;
+    for (int token = first + static_cast<int>(threadIdx.x) % 32; token < end; token += 32) {
+      sum += weight(token);
+    }
+    sum = warp_add(sum);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) shared.warps[warp] = sum;
+    __syncthreads();
+    int run = 0;
+    while (run < kWarps - 1 && rest >= shared.warps[run]) rest -= shared.warps[run++];
+    begin = min(count, run * each);
+    count = min(count, begin + each);
+  }
+  const int each = (count - begin + kThreads - 1) / kThreads;
+  const int first = min(count, begin + static_cast<int>(threadIdx.x) * each);
+  const int end = min(count, first + each);
+  Amount sum = 0;
+  for (int token = first; token < end; ++token) sum += weight(token);
+  // Sums before each thread: in its warp, and of the warps before.
+  Amount until = sum;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const Amount other = __shfl_up_sync(~0u, until, step);
+    if (static_cast<int>(threadIdx.x) % 32 >= step) until += other;
+  }
+  __syncthreads();
+  if (threadIdx.x % 32 == 31) shared.warps[threadIdx.x / 32] = until;
+  __syncthreads();
+  for (int w = 0; w < static_cast<int>(threadIdx.x) / 32; ++w) until += shared.warps[w];
+  if (rest >= until - sum && rest < until) {
+    Amount left = rest - (until - sum);
+    int token = first;
+    while (token < end - 1) {
+      const Amount w = weight(token);
+      if (left < w) break;
+      left -= w;
+      ++token;
+    }
+    shared.thread = token;
+  }
+  __syncthreads();
+  return shared.thread;
+}
+
+__global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Sampling s) {
+  __shared__ Shared shared;
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const std::int64_t index = blockIdx.x;
+  const int count = static_cast<int>(s.vocabulary);
+  const std::int64_t at = index * s.vocabulary;
+  float* const logits = s.adjusted + at;
+  for (int token = threadIdx.x; token < count; token += kThreads) {
+    logits[token] = load_scalar(s.logits, s.type, at + token);
+  }
+  __syncthreads();
+  const float penalty = s.repetition_penalty[index];
+  if (penalty != 1.0f) {
+    for (std::int64_t i = threadIdx.x; i < s.history_length; i += kThreads) {
+      const std::int64_t token = s.history[index * s.history_length + i];
+      if (token < 0 || token >= count) continue;
+      // From its origin: a token that comes twice is penalized once.
+      logits[token] = sampling::penalized(load_scalar(s.logits, s.type, at + token), penalty);
+    }
+    __syncthreads();
+  }
+
+  // The largest key, of equal ones the first token.
+  std::uint64_t best = 0;
+  for (int token = threadIdx.x; token < count; token += kThreads) {
+    const std::uint64_t candidate = static_cast<std::uint64_t>(sampling::key_of(logits[token]))
+                                        << 32 |
+                                    static_cast<std::uint32_t>(~token);
+    best = candidate > best ? candidate : best;
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const std::uint64_t other = __shfl_xor_sync(~0u, static_cast<unsigned long long>(best), step);
+    best = other > best ? other : best;
+  }
+  if (threadIdx.x % 32 == 0) shared.best[threadIdx.x / 32] = best;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) best = shared.best[w] > best ? shared.best[w] : best;
+  const int first = static_cast<int>(~static_cast<std::uint32_t>(best));
+
+  const float temperature = s.temperature[index];
+  if (!(temperature > 0.0f)) {
+    if (threadIdx.x == 0) s.tokens[index] = first;
+    return;
+  }
+
+  const Row row{logits, count, logits[first], sampling::exponent_scale(temperature)};
+  std::uint32_t least = 0;
+  const int top_k = s.top_k[index];
+  if (top_k > 0 && top_k < count) {
+    least = threshold(row, static_cast<Amount>(top_k), shared, [](int) { return Amount{1}; });
+  }
+  const float top_p = s.top_p[index];
+  if (top_p < 1.0f) {
+    const std::uint32_t of_top_k = least;
+    Amount sum = 0;
+    for (int token = threadIdx.x; token < count; token += kThreads) {
+      sum += row.weight(token, of_top_k);
+    }
+    const Amount wanted = sampling::wanted_weight(top_p, block_add(sum, shared));
+    least = threshold(row, wanted, shared,
+                      [&](int token) { return static_cast<Amount>(row.weight(token, of_top_k)); });
+  }
+  const std::uint64_t least_weight = sampling::least_weight(s.min_p[index]);
+  const auto kept = [&](int token) {
+    const std::uint64_t weight = row.weight(token, least);
+    return static_cast<Amount>(weight >= least_weight ? weight : 0);
+  };
+  Amount sum = 0;
+  for (int token = threadIdx.x; token < count; token += kThreads) sum += kept(token);
+  const Amount total = block_add(sum, shared);
+  const Amount rest = sampling::below(sampling::philox(static_cast<std::uint64_t>(s.seed[index]),
+                                                       static_cast<std::uint64_t>(s.step[index])),
+                                      total);
+  // No weights where no logit is a number.
+  const int token = total > 0 ? pick(count, rest, shared, kept) : first;
+  if (threadIdx.x == 0) s.tokens[index] = token;
+}
+
+}  // namespace
+
+cudaError_t sample(const decoder::Sampling& sampling, cudaStream_t stream) {
+  if (sampling.rows == 0) return cudaSuccess;
+  Device device;
+  if (const cudaError_t status = current_device(device); status != cudaSuccess) return status;
+  return launch(sample_kernel, device, dim3(static_cast<unsigned>(sampling.rows)), kThreads, 0,
+                stream, sampling);
+}
+
+}  // namespace anyprec::cuda
