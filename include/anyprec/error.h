@@ -36,4 +36,10 @@ class PrecisionError : public Error {
   using Error::Error;
 };
 
+/// A model's config asks for something that the decode engine does not implement.
+class UnsupportedModel : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace anyprec

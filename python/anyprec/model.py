@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 import anyprec.hf_quantizer  # noqa: F401  (registers it with transformers)
-from anyprec import files
+from anyprec import files, native_generation
 from anyprec._core import Checkpoint, CheckpointWriter, FormatError, PrecisionError
 from anyprec.dtypes import DTYPE_NAMES
 from anyprec.linear import AnyPrecisionLinear
@@ -132,11 +132,36 @@ class AnyPrecisionForCausalLM:
         finally:
             self._precision.end_forward(before)
 
-    def generate(self, *args: Any, precision: PrecisionRequest | None = None, **kwargs: Any) -> Any:
-        """Hugging Face's generate, at `precision` (the one in force by default)."""
-        if precision is None:
-            return super().generate(*args, **kwargs)
-        with self._precision.using(precision):
+    @torch.no_grad()
+    def generate(
+        self,
+        *args: Any,
+        precision: PrecisionRequest | None = None,
+        engine: str = "auto",
+        **kwargs: Any,
+    ) -> Any:
+        """Hugging Face's generate, at `precision` (the one in force by default).
+
+        engine: "native", the decode engine (docs/engine.md), which raises NotImplementedError with
+        the reason where it does not serve this model or these arguments; "huggingface"; or "auto":
+        native where it serves them, else Hugging Face's path, which is said once. Sampling draws
+        other numbers on the two paths; torch.manual_seed decides both.
+        """
+        if engine not in ("auto", "native", "huggingface"):
+            raise ValueError(f"engine {engine!r}: auto, native or huggingface is wanted")
+        request = self._precision.request if precision is None else precision
+        assignment = self._precision.resolve(request)
+        if engine != "huggingface":
+            try:
+                native_generation.check_model(self)
+                call = native_generation.read_call(self, args, kwargs)
+            except native_generation.NotNative as reason:
+                if engine == "native":
+                    raise
+                native_generation.tell_once(str(reason))
+            else:
+                return native_generation.generate(self, call, assignment)
+        with self._precision.using(request):
             return super().generate(*args, **kwargs)
 
     def save_pretrained(

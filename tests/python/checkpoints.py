@@ -15,14 +15,24 @@ from torch import nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from anyprec._core import CheckpointWriter
@@ -42,6 +52,27 @@ _COMMON = {
     "pad_token_id": 258,
 }
 _GATED = {**_COMMON, "intermediate_size": 72, "num_key_value_heads": 2}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_PARTIAL_ROPE = {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5}
+_GEMMA3 = {
+    **_GATED,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 7,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    },
+}
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, **changes) -> PreTrainedModel:
@@ -73,10 +104,26 @@ _FAMILIES = {
         OPTConfig(**{**_COMMON, "ffn_dim": 72, "word_embed_proj_dim": 48, **c})
     ),
     "gemma2": lambda c: Gemma2ForCausalLM(
-        Gemma2Config(**{**_GATED, "head_dim": 12, "query_pre_attn_scalar": 12, **c})
+        Gemma2Config(
+            **{**_GATED, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 8, **c}
+        )
+    ),
+    "llama3": lambda c: LlamaForCausalLM(
+        LlamaConfig(**{**_GATED, "rope_parameters": _LLAMA3_ROPE, "attention_bias": True, **c})
+    ),
+    "mistral": lambda c: MistralForCausalLM(
+        MistralConfig(**{**_GATED, "head_dim": 12, "sliding_window": 9, **c})
+    ),
+    "qwen3": lambda c: Qwen3ForCausalLM(Qwen3Config(**{**_GATED, "head_dim": 16, **c})),
+    "gemma": lambda c: GemmaForCausalLM(GemmaConfig(**{**_GATED, "head_dim": 16, **c})),
+    "gemma3_text": lambda c: Gemma3ForCausalLM(Gemma3TextConfig(**{**_GEMMA3, **c})),
+    "phi3": lambda c: Phi3ForCausalLM(
+        Phi3Config(**{**_GATED, "rope_parameters": _PARTIAL_ROPE, "sliding_window": 11, **c})
     ),
 }
-FAMILIES = tuple(_FAMILIES)
+FAMILIES = ("llama", "llama-tied", "qwen2", "opt", "gemma2")
+# Those that the native engine serves.
+NATIVE_FAMILIES = tuple(family for family in _FAMILIES if family != "opt")
 
 FULL = {"lut_bits": 8, "cell_groups": "one", "group_size": 0}
 GROUPED = {"lut_bits": 8, "cell_groups": "one", "group_size": 32}

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from anyprec.cli.allocate import allocate_command
+from anyprec.cli.bench import bench_command
 from anyprec.cli.eval import eval_command
 from anyprec.cli.generate import generate_command
 from anyprec.cli.inspect import inspect_command
@@ -24,6 +25,7 @@ app.command("refine")(refine_command)
 app.command("allocate")(allocate_command)
 app.command("generate")(generate_command)
 app.command("eval")(eval_command)
+app.command("bench")(bench_command)
 app.command("plot")(plot_command)
 app.command("inspect")(inspect_command)
 app.command("verify")(verify_command)

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "anyprec/engine.h"
+#include "src/engine/core.h"
+
+namespace anyprec::engine {
+
+/// An engine of a checkpoint directory.
+std::unique_ptr<EngineCore> open_checkpoint(const std::filesystem::path& directory,
+                                            const EngineOptions& options);
+
+}  // namespace anyprec::engine
