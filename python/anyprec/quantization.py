@@ -99,8 +99,9 @@ def quantize(
         calibration_dtype: what calibration computes in; "auto": bfloat16 on a GPU for a bfloat16
             model, otherwise float32.
         precisions: rising, without gaps, within 2..8.
-        seed_precision: the one that clustering fits directly.
-        group_size: columns that share a table, a multiple of 32; 0: the whole row.
+        seed_precision: the one that clustering fits directly; of no account to "bcq".
+        group_size: columns that share a codebook, a multiple of 32; the last group is shorter where
+            it does not divide K. 0: the whole row.
         codebook: "lut", a full table per output channel and precision; "hybrid", a table on the top
             lut_bits (4) with signed planes below, whose coefficients cells of one class share
             (cell_groups: "one", "io", "sym", "qu", "cell"; "io"); "bcq", an offset and signed

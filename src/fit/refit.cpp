@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include "src/fit/normal_by_groups.h"
+#include <vector>
+
+#include "src/fit/refit_by_groups.h"
 #include "src/fit/segment_sums.h"
 
 namespace anyprec::fit {
@@ -12,20 +14,11 @@ constexpr double kRidge = 1e-5;  // of the mean diagonal
 constexpr double kTiny = 1e-12;  // where that is zero
 constexpr std::int64_t kDirectUnknowns = 64;
 constexpr std::int64_t kDirectSlots = 256;
-// Unknowns of a row, and of a group, where the matrix is made without slots.
-constexpr std::int64_t kGroupedUnknowns = 128;
-constexpr std::int64_t kGroupUnknowns = 16;
 constexpr int kGradientSteps = 12;
 
 bool is_direct(const Basis& basis, const Metric& metric) {
   return metric.codebooks * basis.coefficients() <= kDirectUnknowns &&
          metric.codebooks * basis.values() <= kDirectSlots;
-}
-
-bool is_by_groups(const Basis& basis, const Metric& metric) {
-  return basis.coefficients() <= kGroupUnknowns &&
-         metric.codebooks * basis.coefficients() <= kGroupedUnknowns &&
-         (basis.entries() == 1 || !is_direct(basis, metric));
 }
 
 /// The energy about a codebook: E(c + delta) = energies - 2 delta gradient + delta A delta.
@@ -55,10 +48,11 @@ void accept(Codebook& codebook, const Residual& residual, const at::Tensor& delt
   codebook.energies = at::where(better, residual.energies - gain, residual.energies).clamp_min(0.0);
 }
 
-/// matrix: fp64 [n, G U, G U].
-void refit_directly(const Rows& rows, const Metric& metric, const at::Tensor& matrix,
+/// normal: [n, G, 2^b, G, 2^b].
+void refit_directly(const Rows& rows, const Metric& metric, const at::Tensor& normal,
                     Codebook& codebook) {
   const Residual residual(rows, metric, codebook);
+  const at::Tensor matrix = codebook.basis.project_normal(normal);
   const at::Tensor ridged = matrix.clone();
   const at::Tensor diagonal = ridged.diagonal(0, 1, 2);
   diagonal.add_(diagonal.mean(1, true) * kRidge + kTiny);
@@ -70,16 +64,6 @@ void refit_directly(const Rows& rows, const Metric& metric, const at::Tensor& ma
          at::matmul(matrix, delta).view_as(residual.gradient));
 }
 
-/// The inverse of each block with the ridge, fp32 [n, G, U, U]: `scale` on the diagonal where a
-/// block has none. blocks: fp64 [n, G, U, U]; ridge: [n, 1, 1].
-at::Tensor inverse_of(const at::Tensor& blocks, const at::Tensor& ridge, const at::Tensor& scale) {
-  const at::Tensor ridged = blocks.clone();
-  ridged.diagonal(0, 2, 3).add_(ridge);
-  const auto [factor, failed] = at::linalg_cholesky_ex(ridged);
-  return at::where((failed == 0).unsqueeze(2).unsqueeze(3),
-                   at::cholesky_inverse(factor).to(at::kFloat), at::diag_embed(scale));
-}
-
 void refit_by_gradients(const Rows& rows, const Metric& metric, Codebook& codebook) {
   const Basis& basis = codebook.basis;
   const Residual residual(rows, metric, codebook);
@@ -89,23 +73,15 @@ void refit_by_gradients(const Rows& rows, const Metric& metric, Codebook& codebo
   const auto dot = [](const at::Tensor& a, const at::Tensor& b) {
     return (a * b).sum({1, 2}, true);
   };
-  const bool by_blocks = metric.codebooks > 1 && basis.coefficients() <= kGroupUnknowns;
-  const at::Tensor blocks = by_blocks ? diagonal_by_groups(rows, metric, basis) : at::Tensor();
-  const at::Tensor diagonal =
-      by_blocks ? blocks.diagonal(0, 2, 3).to(at::kFloat)
-                : basis.project_squared(
-                      sum_by_slot(metric.hessian.diagonal().expand_as(rows.weight).contiguous(),
-                                  residual.slots, metric, basis.precision()));
+  const at::Tensor diagonal = basis.project_squared(
+      sum_by_slot(metric.hessian.diagonal().expand_as(rows.weight).contiguous(), residual.slots,
+                  metric, basis.precision()));
   const at::Tensor ridge = diagonal.mean({1, 2}, true) * kRidge + kTiny;
   const at::Tensor scale = (diagonal + ridge).reciprocal();
-  const at::Tensor inverse = by_blocks ? inverse_of(blocks, ridge, scale) : at::Tensor();
-  const auto preconditioned = [&](const at::Tensor& vector) {
-    return by_blocks ? at::matmul(inverse, vector.unsqueeze(3)).squeeze(3) : scale * vector;
-  };
   const at::Tensor left = residual.gradient.clone();
   const at::Tensor delta = at::zeros_like(left);
   const at::Tensor curvature = at::zeros_like(left);
-  at::Tensor direction = preconditioned(left);
+  at::Tensor direction = scale * left;
   at::Tensor size = dot(left, direction);
   for (int i = 0; i < kGradientSteps; ++i) {
     const at::Tensor moved = gather_values(basis.expand(direction), residual.slots);
@@ -115,7 +91,7 @@ void refit_by_gradients(const Rows& rows, const Metric& metric, Codebook& codebo
     delta.add_(length * direction);
     curvature.add_(length * turned);
     left.sub_(length * ridged);
-    const at::Tensor next = preconditioned(left);
+    const at::Tensor next = scale * left;
     const at::Tensor next_size = dot(left, next);
     direction = next + next_size / size.clamp_min(1e-30) * direction;
     size = next_size;
@@ -132,26 +108,22 @@ at::Tensor merge(const at::Tensor& normal) {
 }  // namespace
 
 void refit(const Rows& rows, const Metric& metric, Codebooks& codebooks) {
-  at::Tensor normal, by_groups;
-  std::int64_t entries = 0;  // of the table that by_groups is for
+  std::vector<Codebook*> by_groups;
+  for (auto& [precision, codebook] : codebooks) {
+    if (is_by_groups(codebook.basis, metric)) by_groups.push_back(&codebook);
+  }
+  refit_by_groups(rows, metric, by_groups);
+  at::Tensor normal;
   for (auto it = codebooks.rbegin(); it != codebooks.rend(); ++it) {
     auto& [precision, codebook] = *it;
-    const Basis& basis = codebook.basis;
-    if (is_by_groups(basis, metric)) {
-      const std::int64_t u = basis.coefficients(), unknowns = metric.codebooks * u;
-      if (entries != basis.entries()) by_groups = normal_by_groups(rows, metric, basis);
-      entries = basis.entries();
-      by_groups = by_groups.narrow(2, 0, u).narrow(4, 0, u);
-      refit_directly(rows, metric, by_groups.reshape({rows.count(), unknowns, unknowns}), codebook);
-      continue;
-    }
-    if (!is_direct(basis, metric)) {
+    if (is_by_groups(codebook.basis, metric)) continue;
+    if (!is_direct(codebook.basis, metric)) {
       refit_by_gradients(rows, metric, codebook);
       continue;
     }
     if (!normal.defined()) normal = segment_sums(rows, metric, precision);
-    while (normal.size(2) > basis.values()) normal = merge(normal);
-    refit_directly(rows, metric, basis.project_normal(normal), codebook);
+    while (normal.size(2) > codebook.basis.values()) normal = merge(normal);
+    refit_directly(rows, metric, normal, codebook);
   }
 }
 

@@ -25,12 +25,11 @@ using Codebooks = std::map<int, Codebook>;
 ///
 ///   (P^T H P + lambda I) delta = P^T H (w - P c),  lambda = 1e-5 of the mean diagonal,
 ///
-/// with P the selection of values by codes times the basis; groups of a row are solved jointly. Up
-/// to 64 unknowns a row by Cholesky in fp64, where the normal matrix is summed once, for the widest
-/// precision, and merged for narrower ones. Binary coding, and others of few coefficients in many
-/// groups, by Cholesky up to 128 unknowns, the matrix made without slots. The rest by 12 steps of
-/// conjugate gradients, preconditioned by the blocks within groups where coefficients are few, else
-/// by the diagonal. A row keeps what it had where its energy does not fall.
+/// with P the selection of values by codes times the basis. Up to 64 unknowns a row by Cholesky in
+/// fp64, where the normal matrix is summed once, for the widest precision, and merged for narrower
+/// ones; beyond, by 12 steps of conjugate gradients preconditioned by the diagonal. Codebooks of
+/// few coefficients, as of binary coding, go by groups (refit_by_groups.h). A row keeps what it had
+/// where its energy does not fall.
 void refit(const Rows& rows, const Metric& metric, Codebooks& codebooks);
 
 }  // namespace anyprec::fit

@@ -26,7 +26,7 @@ def quantize_command(
         int, typer.Option(help="The precision that clustering fits directly.")
     ] = 3,
     group_size: Annotated[
-        int, typer.Option(help="Columns that share a table, a multiple of 32; 0: the whole row.")
+        int, typer.Option(help="Columns that share a codebook, a multiple of 32; 0: the whole row.")
     ] = 0,
     codebook: Annotated[
         str,
