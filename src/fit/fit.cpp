@@ -1,8 +1,8 @@
 #include <ATen/ATen.h>
-#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "anyprec/error.h"
+#include "src/fit/conjugate_gradients.h"
 #include "src/fit/fit_rows.h"
 
 namespace anyprec::fit {
@@ -105,6 +106,7 @@ void for_chunks(bool on_cpu, std::int64_t rows, std::int64_t chunk, const Body& 
   const std::int64_t chunks = (rows + chunk - 1) / chunk;
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     const at::AutoDispatchBelowAutograd below_autograd;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     for (std::int64_t i = begin; i < end; ++i) body(i * chunk, std::min(chunk, rows - i * chunk));
   };
   if (on_cpu) {
@@ -113,23 +115,6 @@ void for_chunks(bool on_cpu, std::int64_t rows, std::int64_t chunk, const Body& 
     run(0, chunks);
   }
 }
-
-/// Products of fp32 matrices in fp32, not TF32, while it lives.
-class FullPrecision {
- public:
-  explicit FullPrecision(const at::Tensor& tensor)
-      : changed_(tensor.is_cuda() && at::globalContext().allowTF32CuBLAS()) {
-    if (changed_) at::globalContext().setAllowTF32CuBLAS(false);
-  }
-  ~FullPrecision() {
-    if (changed_) at::globalContext().setAllowTF32CuBLAS(true);
-  }
-  FullPrecision(const FullPrecision&) = delete;
-  FullPrecision& operator=(const FullPrecision&) = delete;
-
- private:
-  bool changed_;
-};
 
 /// libtorch's factorizations split their sums by threads: one thread makes the metric.
 Metric metric_of(const at::Tensor& hessian, const Plan& plan) {
@@ -156,7 +141,7 @@ Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& 
                                rounds, child_sweeps);
   check_tensors({weight, codes, hessian}, plan.parent());
   const c10::DeviceGuard device(weight.device());
-  const FullPrecision full_precision(weight);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Metric metric = metric_of(hessian, plan);
   const std::int64_t n = weight.size(0), k = weight.size(1);
   const at::Tensor reversal = bit_reversal(plan.parent(), weight.device()).to(at::kByte);
@@ -181,14 +166,17 @@ Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& 
     Rows rows{in_order(weight), reversed(in_order(codes))};
     Codebooks codebooks = fit_rows(rows, metric, plan);
     fitted.narrow(0, begin, count).index_copy_(1, metric.order, reversed(rows.codes));
+    std::vector<Codebook*> all;
     for (std::int64_t i = 0; i < widths; ++i) {
       Codebook& codebook = codebooks.at(plan.precisions[i]);
       luts[i].narrow(0, begin, count).copy_(codebook.basis.table(codebook.coefficients));
       alphas[i].narrow(0, begin, count).copy_(codebook.basis.alphas(codebook.coefficients));
       codebook.coefficients = codebook.coefficients.to(at::kHalf).to(at::kFloat);
-      const at::Tensor slots = slots_of(rows.codes, metric, plan.precisions[i]);
-      const at::Tensor error = rows.weight - gather_values(codebook.values(), slots);
-      energies[i].narrow(0, begin, count).copy_(energy(error, metric));
+      all.push_back(&codebook);
+    }
+    errors_of(rows, metric, all);
+    for (std::int64_t i = 0; i < widths; ++i) {
+      energies[i].narrow(0, begin, count).copy_(all[i]->energies);
     }
   };
   for_chunks(weight.is_cpu(), n, chunk_rows(metric, plan), fit_chunk);
