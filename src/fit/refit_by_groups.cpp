@@ -2,11 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include "src/fit/full_precision.h"
+
 namespace anyprec::fit {
 namespace {
 
-constexpr double kRidge = 1e-5;        // of the mean diagonal
-constexpr double kLeastRidge = 1e-12;  // where that is zero
 constexpr std::int64_t kGroupUnknowns = 16;
 constexpr std::int64_t kDirectUnknowns = 128;
 constexpr int kGradientSteps = 12;
@@ -207,11 +207,13 @@ void solve_alike(const Rows& rows, const Metric& metric, const std::vector<Codeb
 }  // namespace
 
 bool is_by_groups(const Basis& basis, const Metric& metric) {
-  return basis.entries() == 1 || (metric.codebooks > 1 && basis.coefficients() <= kGroupUnknowns);
+  if (metric.codebooks > 1) return basis.coefficients() <= kGroupUnknowns;
+  return basis.entries() == 1 && metric.hessian.is_cpu();
 }
 
 void refit_by_groups(const Rows& rows, const Metric& metric,
                      const std::vector<Codebook*>& codebooks) {
+  const FullPrecision full_precision(rows.weight);
   std::vector<Codebook*> alike;
   for (Codebook* codebook : codebooks) {
     if (!alike.empty() && alike.back()->basis.entries() != codebook->basis.entries()) {

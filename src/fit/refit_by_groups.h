@@ -2,11 +2,11 @@
 
 #include <vector>
 
-#include "src/fit/refit.h"
+#include "src/fit/codebooks.h"
 
 namespace anyprec::fit {
 
-/// Whether a codebook is of few coefficients: of binary coding, or others in groups of columns.
+/// Whether a codebook is of few coefficients: in groups of columns or, on a CPU, of binary coding.
 bool is_by_groups(const Basis& basis, const Metric& metric);
 
 /// Least squares (refit.h) for codebooks of few coefficients, of rising precisions and the same
