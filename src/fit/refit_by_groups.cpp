@@ -146,8 +146,11 @@ at::Tensor inverse_of(const at::Tensor& blocks, const at::Tensor& ridge) {
   const at::Tensor diagonal = ridged.diagonal(0, 2, 3);
   diagonal.add_(ridge);
   const auto [factor, failed] = at::linalg_cholesky_ex(ridged);
+  // For so many small matrices a triangular solve is one launch, cholesky_inverse one for each.
+  const at::Tensor unit = at::eye(blocks.size(3), blocks.options()).expand_as(blocks);
+  const at::Tensor root = at::linalg_solve_triangular(factor, unit, /*upper=*/false);
   const at::Tensor inverse =
-      at::where((failed == 0).unsqueeze(2).unsqueeze(3), at::cholesky_inverse(factor),
+      at::where((failed == 0).unsqueeze(2).unsqueeze(3), at::matmul(root.mT(), root),
                 at::diag_embed(diagonal.reciprocal()));
   return inverse.to(at::kFloat);
 }
