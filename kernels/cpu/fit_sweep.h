@@ -20,13 +20,16 @@ struct SweepBlock {
   const float* tables[kSweepWidths];  ///< each [rows, G, padded_entries(b)]
   const float* weights;               ///< [W, rows] of the precisions in the cost
   const float* state;                 ///< [W, rows, stride], at the first column; only read
-  float* steps;                       ///< [W, rows, 64], written
+  float* steps;                       ///< [W, rows, step_stride], written
   std::uint8_t* codes;                ///< [rows, stride], at the first column
-  const float* coupling;  ///< [64, 64] rows of the matrix by which steps spread, padded by 0
+  const float*
+      coupling;  ///< [columns, coupling_stride], by which steps spread, at the block's first
   const float* inverse_diagonal;  ///< [columns], or null: the state is the target itself
   const std::int32_t* groups;     ///< [columns], the codebook of each column
   std::int64_t rows;
-  std::int64_t stride;   ///< K
+  std::int64_t stride;  ///< K
+  std::int64_t step_stride;
+  std::int64_t coupling_stride;
   int codebooks;         ///< G
   int columns;           ///< 1..64
   bool newest_bit_only;  ///< W = 1: only the last bit of a code may change

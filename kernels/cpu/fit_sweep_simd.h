@@ -42,7 +42,8 @@ inline int argmin(const Vec* cost, int vecs) {
   return best;
 }
 
-void sweep_row(const SweepBlock& block, std::int64_t row) {
+/// coupling: [64, 64], padded by zeros.
+void sweep_row(const SweepBlock& block, const float* coupling_rows, std::int64_t row) {
   const int widths = block.widths;
   const int parent = block.precisions[widths - 1];
   alignas(64) float state[kSweepWidths][kSweepColumns] = {};
@@ -99,7 +100,7 @@ void sweep_row(const SweepBlock& block, std::int64_t row) {
       code = argmin(cost, had);
     }
     codes[j] = static_cast<std::uint8_t>(code);
-    const float* coupling = block.coupling + j * kSweepColumns;
+    const float* coupling = coupling_rows + j * kSweepColumns;
     for (int w = 0; w < widths; ++w) {
       const float step = reference[w] - value_of(w, code);
       steps[w][j] = step;
@@ -110,13 +111,18 @@ void sweep_row(const SweepBlock& block, std::int64_t row) {
     }
   }
   for (int w = 0; w < widths; ++w) {
-    std::copy(steps[w], steps[w] + kSweepColumns,
-              block.steps + (w * block.rows + row) * kSweepColumns);
+    std::copy(steps[w], steps[w] + block.columns,
+              block.steps + (w * block.rows + row) * block.step_stride);
   }
 }
 
 void sweep(const SweepBlock& block) {
-  for (std::int64_t row = 0; row < block.rows; ++row) sweep_row(block, row);
+  alignas(64) float coupling[kSweepColumns * kSweepColumns] = {};
+  for (int j = 0; j < block.columns; ++j) {
+    const float* from = block.coupling + j * block.coupling_stride;
+    std::copy(from, from + block.columns, coupling + j * kSweepColumns);
+  }
+  for (std::int64_t row = 0; row < block.rows; ++row) sweep_row(block, coupling, row);
 }
 
 /// Columns of one slot lie side by side in `order`: their rows of the Hessian are summed in

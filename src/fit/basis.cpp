@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "src/fit/device.h"
+
 namespace anyprec::fit {
 namespace {
 
@@ -37,21 +39,22 @@ Basis::Basis(const CodebookForm& form, int precision, const at::TensorOptions& o
     }
   }
   matrix_ = matrix.to(options.dtype(at::kFloat));
+  transposed_ = matrix_.t().contiguous();
   table_order_ = bit_reversal(table_bits, matrix_.device());
 }
 
 at::Tensor Basis::rows(const at::Tensor& codes) const { return matrix_.index_select(0, codes); }
 
 at::Tensor Basis::expand(const at::Tensor& coefficients) const {
-  return full_table_ ? coefficients : at::matmul(coefficients, matrix_.t());
+  if (full_table_) return coefficients;
+  const at::Tensor from = coefficients.reshape({-1, coefficients.size(2)});
+  const at::Tensor values = at::empty({from.size(0), this->values()}, from.options());
+  product(from, transposed_, Accuracy::kFull, values);
+  return values.view({coefficients.size(0), coefficients.size(1), this->values()});
 }
 
 at::Tensor Basis::project(const at::Tensor& values) const {
   return full_table_ ? values : at::matmul(values, matrix_);
-}
-
-at::Tensor Basis::project_squared(const at::Tensor& values) const {
-  return full_table_ ? values : at::matmul(values, matrix_.square());
 }
 
 at::Tensor Basis::project_normal(const at::Tensor& normal) const {

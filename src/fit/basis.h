@@ -19,14 +19,16 @@ class Basis {
   /// U: 2^min(b, L) entries of the table, then C alphas for each of the max(b - L, 0) planes.
   std::int64_t coefficients() const { return matrix_.size(1); }
 
+  /// Of a full table: coefficients are the values.
+  bool is_identity() const { return full_table_; }
+  const at::Tensor& matrix() const { return matrix_; }
+
   /// What each coefficient gives to the value of each of some codes: int32 or int64 [m] -> [m, U].
   at::Tensor rows(const at::Tensor& codes) const;
   /// [n, G, U] -> [n, G, 2^b]
   at::Tensor expand(const at::Tensor& coefficients) const;
   /// The adjoint, [n, G, 2^b] -> [n, G, U].
   at::Tensor project(const at::Tensor& values) const;
-  /// With squared entries: the diagonal of basis^T D basis. [n, G, 2^b] -> [n, G, U].
-  at::Tensor project_squared(const at::Tensor& values) const;
   /// basis^T A basis, symmetric. [n, G, 2^b, G, 2^b] -> fp64 [n, G U, G U].
   at::Tensor project_normal(const at::Tensor& normal) const;
 
@@ -40,6 +42,7 @@ class Basis {
   int precision_;
   bool full_table_;
   at::Tensor matrix_;       ///< [2^b, U]
+  at::Tensor transposed_;   ///< [U, 2^b]
   at::Tensor table_order_;  ///< int64 [2^min(b, L)], the coefficient of each cell
 };
 

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -18,6 +19,7 @@ void for_chunks(bool on_cpu, std::int64_t rows, std::int64_t chunk, const Body& 
   const std::int64_t chunks = (rows + chunk - 1) / chunk;
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     const at::AutoDispatchBelowAutograd below_autograd;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     for (std::int64_t i = begin; i < end; ++i) body(i * chunk, std::min(chunk, rows - i * chunk));
   };
   if (on_cpu) {

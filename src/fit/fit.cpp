@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -9,8 +10,8 @@
 
 #include "anyprec/error.h"
 #include "src/fit/chunks.h"
+#include "src/fit/conjugate_gradients.h"
 #include "src/fit/fit_rows.h"
-#include "src/fit/full_precision.h"
 
 namespace anyprec::fit {
 namespace {
@@ -124,7 +125,7 @@ Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& 
                                rounds, child_sweeps);
   check_tensors({weight, codes, hessian}, plan.parent());
   const c10::DeviceGuard device(weight.device());
-  const FullPrecision full_precision(weight);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Metric metric = metric_of(hessian, plan);
   const std::int64_t n = weight.size(0), k = weight.size(1);
   const at::Tensor reversal = bit_reversal(plan.parent(), weight.device()).to(at::kByte);
@@ -149,14 +150,17 @@ Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& 
     Rows rows{in_order(weight), reversed(in_order(codes))};
     Codebooks codebooks = fit_rows(rows, metric, plan);
     fitted.narrow(0, begin, count).index_copy_(1, metric.order, reversed(rows.codes));
+    std::vector<Codebook*> all;
     for (std::int64_t i = 0; i < widths; ++i) {
       Codebook& codebook = codebooks.at(plan.precisions[i]);
       luts[i].narrow(0, begin, count).copy_(codebook.basis.table(codebook.coefficients));
       alphas[i].narrow(0, begin, count).copy_(codebook.basis.alphas(codebook.coefficients));
       codebook.coefficients = codebook.coefficients.to(at::kHalf).to(at::kFloat);
-      const at::Tensor slots = slots_of(rows.codes, metric, plan.precisions[i]);
-      const at::Tensor error = rows.weight - gather_values(codebook.values(), slots);
-      energies[i].narrow(0, begin, count).copy_(energy(error, metric));
+      all.push_back(&codebook);
+    }
+    errors_of(rows, metric, all);
+    for (std::int64_t i = 0; i < widths; ++i) {
+      energies[i].narrow(0, begin, count).copy_(all[i]->energies);
     }
   };
   for_chunks(weight.is_cpu(), n, chunk_rows(metric, plan), fit_chunk);

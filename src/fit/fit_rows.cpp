@@ -18,12 +18,21 @@ Codebook make_codebook(const Rows& rows, const Plan& plan, int precision, at::Te
           .energies = {}};
 }
 
-/// Means of the table's cells and no signed planes.
-Codebook first_codebook(const Rows& rows, const Metric& metric, const Plan& plan, int precision) {
-  const int planes = plan.form.sign_planes(precision);
-  const at::Tensor means = slot_means(rows, metric, precision - planes);
-  return make_codebook(rows, plan, precision,
-                       at::constant_pad_nd(means, {0, planes * plan.form.classes()}));
+/// Means of the table's cells and no signed planes, for some rising precisions.
+Codebooks first_codebooks(const Rows& rows, const Metric& metric, const Plan& plan,
+                          const std::vector<int>& precisions) {
+  Codebooks codebooks;
+  if (precisions.empty()) return codebooks;
+  const int widest = precisions.back();
+  const std::vector<at::Tensor> means =
+      slot_means(rows, metric, widest - plan.form.sign_planes(widest));
+  for (const int precision : precisions) {
+    const int planes = plan.form.sign_planes(precision);
+    const at::Tensor padded =
+        at::constant_pad_nd(means[precision - planes], {0, planes * plan.form.classes()});
+    codebooks.emplace(precision, make_codebook(rows, plan, precision, padded));
+  }
+  return codebooks;
 }
 
 std::vector<at::Tensor> weights_of(const Codebooks& codebooks, const Plan& plan) {
@@ -44,12 +53,23 @@ at::Tensor objective(const Codebooks& codebooks, const std::vector<at::Tensor>& 
   return sum;
 }
 
-/// Rows for which `better` holds take codes and codebooks of the other.
-void take(Rows& rows, Codebooks& codebooks, const Rows& other_rows, const Codebooks& others,
-          const at::Tensor& better) {
-  rows.codes = at::where(better.unsqueeze(1), other_rows.codes, rows.codes);
-  for (auto& [precision, codebook] : codebooks) {
-    const Codebook& other = others.at(precision);
+/// Codes and what was fitted to them.
+struct State {
+  Rows rows;
+  Codebooks codebooks;
+  at::Tensor pulled;  ///< H (w - q), as refit returns it
+};
+
+/// Rows for which `better` holds take what another state has.
+void take(State& state, const State& from, const at::Tensor& better) {
+  state.rows.codes = at::where(better.unsqueeze(1), from.rows.codes, state.rows.codes);
+  if (state.pulled.defined() && from.pulled.defined()) {
+    state.pulled = at::where(better.view({1, -1, 1}), from.pulled, state.pulled);
+  } else {
+    state.pulled = at::Tensor();
+  }
+  for (auto& [precision, codebook] : state.codebooks) {
+    const Codebook& other = from.codebooks.at(precision);
     codebook.coefficients =
         at::where(better.view({-1, 1, 1}), other.coefficients, codebook.coefficients);
     codebook.energies = at::where(better, other.energies, codebook.energies);
@@ -58,33 +78,27 @@ void take(Rows& rows, Codebooks& codebooks, const Rows& other_rows, const Codebo
 
 /// The precisions with a tau.
 Codebooks descend(Rows& rows, const Metric& metric, const Plan& plan) {
-  Codebooks codebooks;
-  for (const auto& [precision, tau] : plan.taus) {
-    codebooks.emplace(precision, first_codebook(rows, metric, plan, precision));
-  }
-  refit(rows, metric, codebooks);
-  std::vector<at::Tensor> weights = weights_of(codebooks, plan);
-  const auto swept = [&](Sweep kind) {
-    return Rows{rows.weight, sweep(kind, rows, metric, codebooks, weights)};
+  std::vector<int> precisions;
+  for (const auto& [precision, tau] : plan.taus) precisions.push_back(precision);
+  State state{
+      .rows = rows, .codebooks = first_codebooks(rows, metric, plan, precisions), .pulled = {}};
+  state.pulled = refit(rows, metric, state.codebooks, Effort::kFinal);
+  std::vector<at::Tensor> weights = weights_of(state.codebooks, plan);
+  const auto improve = [&](Sweep kind, Effort effort) {
+    State other = state;
+    other.rows.codes = sweep(kind, state.rows, metric, state.codebooks, weights, state.pulled);
+    other.pulled = refit(other.rows, metric, other.codebooks, effort);
+    // A sweep of descent lowers the sum but for rounding.
+    take(state, other, objective(other.codebooks, weights) < objective(state.codebooks, weights));
   };
-  {
-    const Rows other = swept(Sweep::kErrorFeedback);
-    Codebooks others = codebooks;
-    refit(other, metric, others);
-    take(rows, codebooks, other, others,
-         objective(others, weights) < objective(codebooks, weights));
-  }
+  improve(Sweep::kErrorFeedback, Effort::kRough);
   const bool has_planes = plan.form.sign_planes(plan.taus.rbegin()->first) > 0;
   for (int round = 0; round < plan.rounds; ++round) {
-    if (has_planes) weights = weights_of(codebooks, plan);
-    const Rows other = swept(Sweep::kDescent);
-    Codebooks others = codebooks;
-    refit(other, metric, others);
-    // A sweep lowers the sum but for rounding.
-    take(rows, codebooks, other, others,
-         objective(others, weights) < objective(codebooks, weights));
+    if (has_planes) weights = weights_of(state.codebooks, plan);
+    improve(Sweep::kDescent, round + 1 == plan.rounds ? Effort::kFinal : Effort::kRough);
   }
-  return codebooks;
+  rows.codes = state.rows.codes;
+  return state.codebooks;
 }
 
 /// Adds bit `precision` to codes, a codebook for them, and fits both.
@@ -93,7 +107,7 @@ Codebook add_bit(Rows& rows, const Metric& metric, const Plan& plan, int precisi
   Codebooks codebooks;
   if (plan.form.sign_planes(precision) == 0) {
     rows.codes = split(rows, metric, precision - 1);
-    codebooks.emplace(precision, first_codebook(rows, metric, plan, precision));
+    codebooks = first_codebooks(rows, metric, plan, {precision});
   } else {
     const int classes = plan.form.classes();
     const at::Tensor slots = slots_of(rows.codes, metric, precision - 1);
@@ -110,13 +124,19 @@ Codebook add_bit(Rows& rows, const Metric& metric, const Plan& plan, int precisi
     codebooks.emplace(precision, make_codebook(rows, plan, precision,
                                                at::cat({narrower.coefficients, alpha.abs()}, 2)));
   }
-  refit(rows, metric, codebooks);
+  const int sweeps = plan.child_sweeps;
+  at::Tensor pulled = refit(rows, metric, codebooks, Effort::kFinal);
   const std::vector<at::Tensor> weights{at::ones({rows.count()}, rows.weight.options())};
   // The levels of a table are where a split put them; those of a plane move with the codes.
   const bool refit_each = plan.form.sign_planes(precision) > 0;
-  for (int i = 0; i < plan.child_sweeps; ++i) {
-    rows.codes = sweep(Sweep::kNewestBit, rows, metric, codebooks, weights);
-    if (refit_each || i + 1 == plan.child_sweeps) refit(rows, metric, codebooks);
+  for (int i = 1; i <= sweeps; ++i) {
+    rows.codes = sweep(Sweep::kNewestBit, rows, metric, codebooks, weights, pulled);
+    pulled = at::Tensor();
+    if (i == sweeps) {
+      refit(rows, metric, codebooks, Effort::kFinal);
+    } else if (refit_each) {
+      pulled = refit(rows, metric, codebooks, Effort::kRough);
+    }
   }
   return codebooks.at(precision);
 }
@@ -128,13 +148,12 @@ Codebooks fit_rows(Rows& rows, const Metric& metric, const Plan& plan) {
   const int widest = plan.descends() ? plan.taus.rbegin()->first : plan.parent();
   rows.codes = at::bitwise_and(rows.codes, (1 << widest) - 1);
   if (plan.descends()) codebooks = descend(rows, metric, plan);
-  Codebooks rest;
+  std::vector<int> others;
   for (const int precision : plan.precisions) {
-    if (precision <= widest && !codebooks.contains(precision)) {
-      rest.emplace(precision, first_codebook(rows, metric, plan, precision));
-    }
+    if (precision <= widest && !codebooks.contains(precision)) others.push_back(precision);
   }
-  refit(rows, metric, rest);
+  Codebooks rest = first_codebooks(rows, metric, plan, others);
+  refit(rows, metric, rest, Effort::kFinal);
   codebooks.merge(rest);
   for (int precision = widest + 1; precision <= plan.parent(); ++precision) {
     codebooks.emplace(precision,

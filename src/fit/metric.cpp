@@ -38,11 +38,15 @@ Metric make_metric(const at::Tensor& hessian, std::int64_t group_size, bool with
   damped = damped.index_select(0, metric.order).index_select(1, metric.order).contiguous();
   damped.diagonal().add_(kDamping);
   metric.hessian = damped;
+  metric.split = split_matrix(damped);
+  metric.diagonal = damped.diagonal().contiguous();
   metric.inverse_diagonal = damped.diagonal().reciprocal();
   metric.codebooks = group_size == 0 ? 1 : (k + group_size - 1) / group_size;
   metric.groups =
       (group_size == 0 ? at::zeros_like(metric.order) : at::div(metric.order, group_size, "floor"))
           .to(at::kInt);
+  metric.group_size = group_size == 0 ? k : group_size;
+  if (metric.codebooks > 1) metric.places = at::argsort(metric.order);
   if (with_feedback) metric.feedback = feedback_of(damped);
   return metric;
 }

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "src/fit/device.h"
+
 namespace anyprec::fit {
 
 /// What an error of a row costs, (w - q)^T H (w - q), ready for sweeps. Columns are in the order of
@@ -11,9 +13,13 @@ namespace anyprec::fit {
 struct Metric {
   at::Tensor order;             ///< int64 [K], the column at each place
   at::Tensor hessian;           ///< fp32 [K, K], scaled to a mean diagonal of 1, then damped
+  SplitMatrix split;            ///< of it
   at::Tensor inverse_diagonal;  ///< fp32 [K]
   at::Tensor feedback;          ///< fp32 [K, K]: row j, what an error at column j adds to targets
   at::Tensor groups;            ///< int32 [K], the codebook of each column
+  at::Tensor places;            ///< int64 [K]: the places of column 0, 1, ...; G = 1: undefined
+  at::Tensor diagonal;          ///< fp32 [K], of the Hessian
+  std::int64_t group_size;      ///< columns of a codebook
   std::int64_t codebooks;       ///< G
   double scale;                 ///< energies times this are in the given Hessian's unit
 };

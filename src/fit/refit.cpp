@@ -4,99 +4,42 @@
 
 #include <vector>
 
+#include "src/fit/conjugate_gradients.h"
 #include "src/fit/refit_by_groups.h"
 #include "src/fit/segment_sums.h"
 
 namespace anyprec::fit {
 namespace {
 
-constexpr double kRidge = 1e-5;  // of the mean diagonal
-constexpr double kTiny = 1e-12;  // where that is zero
 constexpr std::int64_t kDirectUnknowns = 64;
 constexpr std::int64_t kDirectSlots = 256;
-constexpr int kGradientSteps = 12;
+constexpr int kRoughSteps = 6;
+constexpr int kFinalSteps = 12;
 
 bool is_direct(const Basis& basis, const Metric& metric) {
-  return metric.codebooks * basis.coefficients() <= kDirectUnknowns &&
+  return metric.hessian.is_cpu() && metric.codebooks * basis.coefficients() <= kDirectUnknowns &&
          metric.codebooks * basis.values() <= kDirectSlots;
 }
 
-/// The energy about a codebook: E(c + delta) = energies - 2 delta gradient + delta A delta.
-struct Residual {
-  at::Tensor slots;
-  at::Tensor gradient;  ///< P^T H (w - q), [n, G, U]
-  at::Tensor energies;  ///< [n]
-
-  Residual(const Rows& rows, const Metric& metric, const Codebook& codebook)
-      : slots(slots_of(rows.codes, metric, codebook.basis.precision())) {
-    const at::Tensor error = rows.weight - gather_values(codebook.values(), slots);
-    const at::Tensor pulled = at::matmul(error, metric.hessian);
-    gradient =
-        codebook.basis.project(sum_by_slot(pulled, slots, metric, codebook.basis.precision()));
-    energies = (error * pulled).sum(1, false, at::kDouble);
-  }
-};
-
-/// Takes a step in the rows that it helps; `curvature` is A delta.
-void accept(Codebook& codebook, const Residual& residual, const at::Tensor& delta,
-            const at::Tensor& curvature) {
-  const at::Tensor gain =
-      (delta.to(at::kDouble) * (2.0 * residual.gradient - curvature)).flatten(1).sum(1);
-  const at::Tensor better = gain.isfinite().logical_and(gain > 0.0);
-  codebook.coefficients = at::where(
-      better.view({-1, 1, 1}), codebook.coefficients + delta.to(at::kFloat), codebook.coefficients);
-  codebook.energies = at::where(better, residual.energies - gain, residual.energies).clamp_min(0.0);
-}
-
-/// normal: [n, G, 2^b, G, 2^b].
-void refit_directly(const Rows& rows, const Metric& metric, const at::Tensor& normal,
-                    Codebook& codebook) {
-  const Residual residual(rows, metric, codebook);
+/// normal: [n, G, 2^b, G, 2^b]; gradient: P^T H (w - q), [n, G, U]. The codebook's energies are
+/// those of its coefficients.
+void refit_directly(const at::Tensor& normal, const at::Tensor& gradient, Codebook& codebook) {
   const at::Tensor matrix = codebook.basis.project_normal(normal);
   const at::Tensor ridged = matrix.clone();
   const at::Tensor diagonal = ridged.diagonal(0, 1, 2);
-  diagonal.add_(diagonal.mean(1, true) * kRidge + kTiny);
+  diagonal.add_(diagonal.mean(1, true) * kRidge + kLeastRidge);
+  const at::Tensor slope = gradient.to(at::kDouble).flatten(1);
   const auto [factor, failed] = at::linalg_cholesky_ex(ridged);
-  at::Tensor delta =
-      at::cholesky_solve(residual.gradient.to(at::kDouble).flatten(1).unsqueeze(2), factor);
+  at::Tensor delta = at::cholesky_solve(slope.unsqueeze(2), factor);
   delta = at::where((failed == 0).view({-1, 1, 1}), delta, at::zeros_like(delta));
-  accept(codebook, residual, delta.view_as(residual.gradient),
-         at::matmul(matrix, delta).view_as(residual.gradient));
-}
-
-void refit_by_gradients(const Rows& rows, const Metric& metric, Codebook& codebook) {
-  const Basis& basis = codebook.basis;
-  const Residual residual(rows, metric, codebook);
-  const auto pull = [&](const at::Tensor& numbers) {
-    return basis.project(sum_by_slot(numbers, residual.slots, metric, basis.precision()));
-  };
-  const auto dot = [](const at::Tensor& a, const at::Tensor& b) {
-    return (a * b).sum({1, 2}, true);
-  };
-  const at::Tensor diagonal = basis.project_squared(
-      sum_by_slot(metric.hessian.diagonal().expand_as(rows.weight).contiguous(), residual.slots,
-                  metric, basis.precision()));
-  const at::Tensor ridge = diagonal.mean({1, 2}, true) * kRidge + kTiny;
-  const at::Tensor scale = (diagonal + ridge).reciprocal();
-  const at::Tensor left = residual.gradient.clone();
-  const at::Tensor delta = at::zeros_like(left);
-  const at::Tensor curvature = at::zeros_like(left);
-  at::Tensor direction = scale * left;
-  at::Tensor size = dot(left, direction);
-  for (int i = 0; i < kGradientSteps; ++i) {
-    const at::Tensor moved = gather_values(basis.expand(direction), residual.slots);
-    const at::Tensor turned = pull(at::matmul(moved, metric.hessian));
-    const at::Tensor ridged = turned + ridge * direction;
-    const at::Tensor length = size / dot(direction, ridged).clamp_min(1e-30);
-    delta.add_(length * direction);
-    curvature.add_(length * turned);
-    left.sub_(length * ridged);
-    const at::Tensor next = scale * left;
-    const at::Tensor next_size = dot(left, next);
-    direction = next + next_size / size.clamp_min(1e-30) * direction;
-    size = next_size;
-  }
-  accept(codebook, residual, delta, curvature);
+  const at::Tensor curvature = at::matmul(matrix, delta).squeeze(2);
+  // E(c + delta) = E(c) - 2 delta gradient + delta A delta.
+  const at::Tensor gain = (delta.squeeze(2) * (2.0 * slope - curvature)).sum(1);
+  const at::Tensor better = gain.isfinite().logical_and(gain > 0.0);
+  const at::Tensor moved =
+      codebook.coefficients + delta.view_as(codebook.coefficients).to(at::kFloat);
+  codebook.coefficients = at::where(better.view({-1, 1, 1}), moved, codebook.coefficients);
+  codebook.energies = at::where(better, codebook.energies - gain, codebook.energies).clamp_min(0.0);
 }
 
 /// From precision b + 1 to b: the children of code c are c and c + 2^b.
@@ -107,24 +50,27 @@ at::Tensor merge(const at::Tensor& normal) {
 
 }  // namespace
 
-void refit(const Rows& rows, const Metric& metric, Codebooks& codebooks) {
-  std::vector<Codebook*> by_groups;
+at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, Effort effort) {
+  const int steps = effort == Effort::kRough ? kRoughSteps : kFinalSteps;
+  std::vector<Codebook*> by_groups, directly, by_gradients;
   for (auto& [precision, codebook] : codebooks) {
-    if (is_by_groups(codebook.basis, metric)) by_groups.push_back(&codebook);
+    auto& way = is_by_groups(codebook.basis, metric) ? by_groups
+                : is_direct(codebook.basis, metric)  ? directly
+                                                     : by_gradients;
+    way.push_back(&codebook);
   }
-  refit_by_groups(rows, metric, by_groups);
-  at::Tensor normal;
-  for (auto it = codebooks.rbegin(); it != codebooks.rend(); ++it) {
-    auto& [precision, codebook] = *it;
-    if (is_by_groups(codebook.basis, metric)) continue;
-    if (!is_direct(codebook.basis, metric)) {
-      refit_by_gradients(rows, metric, codebook);
-      continue;
+  refit_by_groups(rows, metric, by_groups, steps);
+  if (!directly.empty()) {
+    const std::vector<at::Tensor> gradients = errors_of(rows, metric, directly).gradients;
+    at::Tensor normal = segment_sums(rows, metric, directly.back()->basis.precision());
+    for (std::size_t i = directly.size(); i-- > 0;) {
+      while (normal.size(2) > directly[i]->basis.values()) normal = merge(normal);
+      refit_directly(normal, gradients[i], *directly[i]);
     }
-    if (!normal.defined()) normal = segment_sums(rows, metric, precision);
-    while (normal.size(2) > codebook.basis.values()) normal = merge(normal);
-    refit_directly(rows, metric, normal, codebook);
   }
+  if (by_gradients.empty()) return {};
+  const at::Tensor pulled = refit_by_gradients(rows, metric, by_gradients, steps);
+  return by_gradients.size() == codebooks.size() ? pulled : at::Tensor();
 }
 
 }  // namespace anyprec::fit

@@ -2,34 +2,24 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <map>
-
-#include "src/fit/basis.h"
-#include "src/fit/rows.h"
+#include "src/fit/codebooks.h"
 
 namespace anyprec::fit {
 
-/// A codebook of each row at one precision, and the energy that its rows have with it.
-struct Codebook {
-  Basis basis;
-  at::Tensor coefficients;  ///< fp32 [n, G, U]
-  at::Tensor energies;      ///< fp64 [n], in the metric's unit
-
-  at::Tensor values() const { return basis.expand(coefficients); }
+/// How far least squares by conjugate gradients goes.
+enum class Effort {
+  kRough,  ///< 6 steps: enough between sweeps, which change the codes again
+  kFinal,  ///< 12 steps
 };
 
-/// By precision, rising.
-using Codebooks = std::map<int, Codebook>;
-
-/// Least squares: the coefficients of each codebook that minimize the rows' energies,
+/// Least squares: the coefficients of each codebook that minimize the rows' energies. On a CPU, up
+/// to 64 unknowns a row by Cholesky in fp64, where the normal matrix is summed once, for the widest
+/// precision, and merged for narrower ones: that takes fewer operations than the products of two
+/// steps of conjugate gradients. Beyond, and on a GPU, whose tensor cores are fast at products, by
+/// conjugate gradients (conjugate_gradients.h). Codebooks of few coefficients, as of binary coding,
+/// go by groups (refit_by_groups.h). A row keeps what it had where its energy does not fall.
 ///
-///   (P^T H P + lambda I) delta = P^T H (w - P c),  lambda = 1e-5 of the mean diagonal,
-///
-/// with P the selection of values by codes times the basis. Up to 64 unknowns a row by Cholesky in
-/// fp64, where the normal matrix is summed once, for the widest precision, and merged for narrower
-/// ones; beyond, by 12 steps of conjugate gradients preconditioned by the diagonal. Codebooks of
-/// few coefficients, as of binary coding, go by groups (refit_by_groups.h). A row keeps what it had
-/// where its energy does not fall.
-void refit(const Rows& rows, const Metric& metric, Codebooks& codebooks);
+/// Returns H (w - q) of the result, fp32 [precisions, n, K], where it is at hand; else undefined.
+at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, Effort effort);
 
 }  // namespace anyprec::fit

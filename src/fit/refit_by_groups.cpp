@@ -2,14 +2,13 @@
 
 #include <ATen/ATen.h>
 
+#include "src/fit/full_precision.h"
+
 namespace anyprec::fit {
 namespace {
 
-constexpr double kRidge = 1e-5;        // of the mean diagonal
-constexpr double kLeastRidge = 1e-12;  // where that is zero
 constexpr std::int64_t kGroupUnknowns = 16;
 constexpr std::int64_t kDirectUnknowns = 128;
-constexpr int kGradientSteps = 12;
 
 /// Columns by group, every group padded to the length of the longest: int64 [G S], K for padding.
 at::Tensor padded_columns(const Metric& metric) {
@@ -156,7 +155,8 @@ at::Tensor inverse_of(const at::Tensor& blocks, const at::Tensor& ridge) {
 }
 
 /// blocks: fp64 [n, G, U', U'], of the normal matrix.
-void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook& codebook) {
+void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook& codebook,
+                        int steps) {
   const Residual residual(design, codebook);
   const at::Tensor ridge =
       (blocks.diagonal(0, 2, 3).mean({1, 2}, true) * kRidge + kLeastRidge).to(at::kFloat);
@@ -172,7 +172,7 @@ void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook
   const at::Tensor curvature = at::zeros_like(left);
   at::Tensor direction = preconditioned(left);
   at::Tensor size = dot(left, direction);
-  for (int i = 0; i < kGradientSteps; ++i) {
+  for (int i = 0; i < steps; ++i) {
     const at::Tensor turned =
         design.project(design.pull(design.expand(direction)), direction.size(2));
     const at::Tensor ridged = turned + ridge * direction;
@@ -189,14 +189,15 @@ void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook
 }
 
 /// Codebooks whose tables are as large as the widest one's.
-void solve_alike(const Rows& rows, const Metric& metric, const std::vector<Codebook*>& codebooks) {
+void solve_alike(const Rows& rows, const Metric& metric, const std::vector<Codebook*>& codebooks,
+                 int steps) {
   const Design design(rows, metric, codebooks.back()->basis);
   at::Tensor normal, blocks;
   for (auto it = codebooks.rbegin(); it != codebooks.rend(); ++it) {
     const std::int64_t u = (*it)->basis.coefficients(), unknowns = metric.codebooks * u;
     if (unknowns > kDirectUnknowns) {
       if (!blocks.defined()) blocks = design.diagonal_blocks();
-      solve_by_gradients(design, blocks.narrow(2, 0, u).narrow(3, 0, u), **it);
+      solve_by_gradients(design, blocks.narrow(2, 0, u).narrow(3, 0, u), **it, steps);
       continue;
     }
     if (!normal.defined()) {
@@ -214,16 +215,17 @@ bool is_by_groups(const Basis& basis, const Metric& metric) {
 }
 
 void refit_by_groups(const Rows& rows, const Metric& metric,
-                     const std::vector<Codebook*>& codebooks) {
+                     const std::vector<Codebook*>& codebooks, int steps) {
+  const FullPrecision full_precision(rows.weight);
   std::vector<Codebook*> alike;
   for (Codebook* codebook : codebooks) {
     if (!alike.empty() && alike.back()->basis.entries() != codebook->basis.entries()) {
-      solve_alike(rows, metric, alike);
+      solve_alike(rows, metric, alike, steps);
       alike.clear();
     }
     alike.push_back(codebook);
   }
-  if (!alike.empty()) solve_alike(rows, metric, alike);
+  if (!alike.empty()) solve_alike(rows, metric, alike, steps);
 }
 
 }  // namespace anyprec::fit

@@ -2,8 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include "anyprec/codebook.h"
-#include "anyprec/torch.h"
+#ifdef ANYPREC_FIT_ON_CUDA
+#include "src/fit/device_cuda.h"
+#endif
 
 namespace anyprec::fit {
 
@@ -22,41 +23,36 @@ at::Tensor slot_sizes(const at::Tensor& slots, std::int64_t count) {
       .scatter_add_(1, slots, at::ones_like(slots));
 }
 
-namespace {
-
-/// Sums in the order of the columns within a slot: the slots sorted, and differences of prefix
-/// sums.
-at::Tensor sorted_sums(const at::Tensor& numbers, const at::Tensor& slots, std::int64_t count) {
-  const at::Tensor order = std::get<1>(at::sort(slots, /*stable=*/true, 1, false));
-  const at::Tensor prefix =
-      at::constant_pad_nd(at::cumsum(numbers.gather(1, order), 1, at::kDouble), {1, 0});
-  const at::Tensor sizes = slot_sizes(slots, count);
-  const at::Tensor ends = sizes.cumsum(1);
-  return (prefix.gather(1, ends) - prefix.gather(1, ends - sizes)).to(numbers.scalar_type());
-}
-
-}  // namespace
-
-at::Tensor sum_by_slot(const at::Tensor& numbers, const at::Tensor& slots, const Metric& metric,
+at::Tensor sum_by_slot(const at::Tensor& numbers, const Rows& rows, const Metric& metric,
                        int precision) {
-  const std::int64_t rows = numbers.size(0), values = std::int64_t{1} << precision;
-  const std::int64_t count = metric.codebooks * values;
-  // On a GPU scatter_add_ adds in any order.
+  const std::int64_t values = std::int64_t{1} << precision;
+  at::Tensor sums = at::zeros({rows.count(), metric.codebooks, values}, numbers.options());
+#ifdef ANYPREC_FIT_ON_CUDA
+  // scatter_add_ adds in any order there.
   if (numbers.is_cuda()) {
-    const bool has_kernel =
-        metric.codebooks == 1 && precision >= kMinPrecision && numbers.scalar_type() == at::kFloat;
-    if (has_kernel) {
-      return anyprec::torch::sum_by_code(numbers.contiguous(), slots.to(at::kByte), precision, 0);
-    }
-    return sorted_sums(numbers, slots, count).view({rows, metric.codebooks, values});
+    cpu::RefitRows view = view_of(rows, metric);
+    view.widths = 1;
+    view.width[0].precision = precision;
+    gpu::sum_by_slot(numbers.contiguous(), view, sums);
+    return sums;
   }
-  at::Tensor sums = at::zeros({rows, count}, numbers.options());
-  sums.scatter_add_(1, slots, numbers);
-  return sums.view({rows, metric.codebooks, values});
+#endif
+  sums.flatten(1).scatter_add_(1, slots_of(rows.codes, metric, precision), numbers);
+  return sums;
 }
 
-at::Tensor energy(const at::Tensor& error, const Metric& metric) {
-  return (at::matmul(error, metric.hessian) * error).sum(1, false, at::kDouble);
+cpu::RefitRows view_of(const Rows& rows, const Metric& metric) {
+  TORCH_INTERNAL_ASSERT(rows.weight.is_contiguous() && rows.codes.is_contiguous());
+  cpu::RefitRows view{};
+  view.weight = rows.weight.const_data_ptr<float>();
+  view.codes = rows.codes.const_data_ptr<std::uint8_t>();
+  view.diagonal = metric.diagonal.const_data_ptr<float>();
+  view.places = metric.places.defined() ? metric.places.const_data_ptr<std::int64_t>() : nullptr;
+  view.rows = rows.count();
+  view.columns = rows.weight.size(1);
+  view.group_size = metric.group_size;
+  view.codebooks = static_cast<int>(metric.codebooks);
+  return view;
 }
 
 }  // namespace anyprec::fit

@@ -21,12 +21,13 @@ at::Tensor slots_of(const at::Tensor& codes, const Metric& metric, int precision
 /// values: [n, G, 2^b]; the value of each weight, [n, K].
 at::Tensor gather_values(const at::Tensor& values, const at::Tensor& slots);
 /// The adjoint: sums over the weights of each slot, [n, G, 2^precision], always in one order.
-at::Tensor sum_by_slot(const at::Tensor& numbers, const at::Tensor& slots, const Metric& metric,
+/// numbers: fp32 [n, K].
+at::Tensor sum_by_slot(const at::Tensor& numbers, const Rows& rows, const Metric& metric,
                        int precision);
 /// How many weights each of `count` slots has: int64 [n, count].
 at::Tensor slot_sizes(const at::Tensor& slots, std::int64_t count);
 
-/// (w - q)^T H (w - q) of each row, fp64 [n], in the metric's unit.
-at::Tensor energy(const at::Tensor& error, const Metric& metric);
+/// The kernels' view of rows, without codebooks.
+cpu::RefitRows view_of(const Rows& rows, const Metric& metric);
 
 }  // namespace anyprec::fit

@@ -9,19 +9,27 @@ at::Tensor with_zero_first(const at::Tensor& sums) { return at::constant_pad_nd(
 
 }  // namespace
 
-at::Tensor slot_means(const Rows& rows, const Metric& metric, int precision) {
-  const at::Tensor mass =
-      metric.hessian.diagonal().to(at::kDouble).expand_as(rows.weight).contiguous();
-  const at::Tensor moment = mass * rows.weight;
-  at::Tensor means;
+std::vector<at::Tensor> slot_means(const Rows& rows, const Metric& metric, int precision) {
+  const at::Tensor mass = metric.diagonal.expand_as(rows.weight).contiguous();
+  const auto by_slot = [&](const at::Tensor& numbers) {
+    // Merged from the widest precision down: the children of code c are c and c + 2^b.
+    std::vector<at::Tensor> sums(precision + 1);
+    sums[precision] = sum_by_slot(numbers, rows, metric, precision).to(at::kDouble);
+    for (int b = precision; b > 0; --b) {
+      const std::vector<at::Tensor> halves = sums[b].chunk(2, 2);
+      sums[b - 1] = halves[0] + halves[1];
+    }
+    return sums;
+  };
+  const std::vector<at::Tensor> masses = by_slot(mass), moments = by_slot(mass * rows.weight);
+  std::vector<at::Tensor> means;
+  at::Tensor whole = at::zeros_like(moments[0]);
   for (int b = 0; b <= precision; ++b) {
-    const at::Tensor slots = slots_of(rows.codes, metric, b);
-    const at::Tensor masses = sum_by_slot(mass, slots, metric, b);
-    const at::Tensor moments = sum_by_slot(moment, slots, metric, b);
-    const at::Tensor whole = b == 0 ? at::zeros_like(moments) : at::cat({means, means}, 2);
-    means = at::where(masses > 0.0, moments / masses, whole);
+    const at::Tensor mean = at::where(masses[b] > 0.0, moments[b] / masses[b], whole);
+    whole = at::cat({mean, mean}, 2);
+    means.push_back(mean.to(at::kFloat));
   }
-  return means.to(at::kFloat);
+  return means;
 }
 
 at::Tensor split(const Rows& rows, const Metric& metric, int precision) {
@@ -33,7 +41,7 @@ at::Tensor split(const Rows& rows, const Metric& metric, int precision) {
   const at::Tensor by_slot = at::argsort(slots.gather(1, by_value), /*stable=*/true, 1, false);
   const at::Tensor order = by_value.gather(1, by_slot);
   const at::Tensor slot = slots.gather(1, order);
-  const at::Tensor means = slot_means(rows, metric, precision).flatten(1);
+  const at::Tensor means = slot_means(rows, metric, precision).back().flatten(1);
   const at::Tensor value = (rows.weight.gather(1, order) - means.gather(1, slot)).to(at::kDouble);
   const at::Tensor mass =
       metric.hessian.diagonal().to(at::kDouble).expand_as(value).gather(1, order);

@@ -17,8 +17,10 @@ enum class Sweep {
 /// Goes over all columns once and gives each weight the code (of the widest precision of
 /// `codebooks`) that minimizes the sum over these precisions of weight * (target - value)^2, where
 /// targets take in what the other columns' errors do. weights: fp64 [n] by precision, rising.
-/// Columns go in blocks of 64: a kernel inside of a block, products of matrices between blocks.
+/// pulled: H (w - q) [precisions, n, K], of no use to error feedback; undefined: computed here.
+/// Columns go in blocks of 64: a kernel inside of a block, products of matrices between blocks and
+/// between panels of blocks.
 at::Tensor sweep(Sweep kind, const Rows& rows, const Metric& metric, const Codebooks& codebooks,
-                 const std::vector<at::Tensor>& weights);
+                 const std::vector<at::Tensor>& weights, const at::Tensor& pulled);
 
 }  // namespace anyprec::fit
