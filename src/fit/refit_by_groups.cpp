@@ -8,7 +8,10 @@ namespace anyprec::fit {
 namespace {
 
 constexpr std::int64_t kGroupUnknowns = 16;
+// Unknowns of a row that are solved for by Cholesky. A GPU factors many matrices of 64-bit numbers
+// more slowly than it multiplies.
 constexpr std::int64_t kDirectUnknowns = 128;
+constexpr std::int64_t kDirectUnknownsOnGpu = 32;
 
 /// Columns by group, every group padded to the length of the longest: int64 [G S], K for padding.
 at::Tensor padded_columns(const Metric& metric) {
@@ -192,10 +195,11 @@ void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook
 void solve_alike(const Rows& rows, const Metric& metric, const std::vector<Codebook*>& codebooks,
                  int steps) {
   const Design design(rows, metric, codebooks.back()->basis);
+  const std::int64_t direct = rows.weight.is_cpu() ? kDirectUnknowns : kDirectUnknownsOnGpu;
   at::Tensor normal, blocks;
   for (auto it = codebooks.rbegin(); it != codebooks.rend(); ++it) {
     const std::int64_t u = (*it)->basis.coefficients(), unknowns = metric.codebooks * u;
-    if (unknowns > kDirectUnknowns) {
+    if (unknowns > direct) {
       if (!blocks.defined()) blocks = design.diagonal_blocks();
       solve_by_gradients(design, blocks.narrow(2, 0, u).narrow(3, 0, u), **it, steps);
       continue;
