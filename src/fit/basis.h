@@ -19,12 +19,12 @@ class Basis {
   /// U: 2^min(b, L) entries of the table, then C alphas for each of the max(b - L, 0) planes.
   std::int64_t coefficients() const { return matrix_.size(1); }
 
-  /// What each coefficient gives to the value of each of some codes: int32 or int64 [m] -> [m, U].
-  at::Tensor rows(const at::Tensor& codes) const;
   /// Of a full table: coefficients are the values.
   bool is_identity() const { return full_table_; }
   const at::Tensor& matrix() const { return matrix_; }
 
+  /// What each coefficient gives to the value of each of some codes: int32 or int64 [m] -> [m, U].
+  at::Tensor rows(const at::Tensor& codes) const;
   /// [n, G, U] -> [n, G, 2^b]
   at::Tensor expand(const at::Tensor& coefficients) const;
   /// The adjoint, [n, G, 2^b] -> [n, G, U].

@@ -110,7 +110,7 @@ std::int64_t chunk_rows(const Metric& metric, const Plan& plan) {
   if (metric.hessian.is_cpu()) return kThreadRows;
   const std::int64_t k = metric.hessian.size(0);
   const std::int64_t slots = std::min<std::int64_t>(metric.codebooks << plan.parent(), 256);
-  // Three copies of a refit's design, where it has one (refit_by_groups.h).
+  // Three copies of a refit's design, where it has one (normal_by_groups.h).
   const std::int64_t each = plan.form.lut_entries(plan.parent()) +
                             plan.form.sign_planes(plan.parent()) * plan.form.classes();
   const std::int64_t design = 16 * std::min<std::int64_t>(each, 16);

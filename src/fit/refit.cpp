@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "src/fit/conjugate_gradients.h"
@@ -52,13 +51,15 @@ at::Tensor merge(const at::Tensor& normal) {
 }  // namespace
 
 at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, Effort effort) {
+  const int steps = effort == Effort::kRough ? kRoughSteps : kFinalSteps;
   std::vector<Codebook*> by_groups, directly, by_gradients;
   for (auto& [precision, codebook] : codebooks) {
-    const Basis& basis = codebook.basis;
-    (is_by_groups(basis, metric) ? by_groups : is_direct(basis, metric) ? directly : by_gradients)
-        .push_back(&codebook);
+    auto& way = is_by_groups(codebook.basis, metric) ? by_groups
+                : is_direct(codebook.basis, metric)  ? directly
+                                                     : by_gradients;
+    way.push_back(&codebook);
   }
-  refit_by_groups(rows, metric, by_groups);
+  refit_by_groups(rows, metric, by_groups, steps);
   if (!directly.empty()) {
     const std::vector<at::Tensor> gradients = errors_of(rows, metric, directly).gradients;
     at::Tensor normal = segment_sums(rows, metric, directly.back()->basis.precision());
@@ -68,9 +69,8 @@ at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, E
     }
   }
   if (by_gradients.empty()) return {};
-  const int steps = effort == Effort::kRough ? kRoughSteps : kFinalSteps;
   const at::Tensor pulled = refit_by_gradients(rows, metric, by_gradients, steps);
-  return directly.empty() && by_groups.empty() ? pulled : at::Tensor();
+  return by_gradients.size() == codebooks.size() ? pulled : at::Tensor();
 }
 
 }  // namespace anyprec::fit

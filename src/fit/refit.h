@@ -16,8 +16,8 @@ enum class Effort {
 /// to 64 unknowns a row by Cholesky in fp64, where the normal matrix is summed once, for the widest
 /// precision, and merged for narrower ones: that takes fewer operations than the products of two
 /// steps of conjugate gradients. Beyond, and on a GPU, whose tensor cores are fast at products, by
-/// conjugate gradients (conjugate_gradients.h). A row keeps what it had where its energy does not
-/// fall. Codebooks of few coefficients, as of binary coding, go by groups (refit_by_groups.h).
+/// conjugate gradients (conjugate_gradients.h). Codebooks of few coefficients, as of binary coding,
+/// go by groups (refit_by_groups.h). A row keeps what it had where its energy does not fall.
 ///
 /// Returns H (w - q) of the result, fp32 [precisions, n, K], where it is at hand; else undefined.
 at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, Effort effort);

@@ -8,8 +8,10 @@ namespace anyprec::fit {
 namespace {
 
 constexpr std::int64_t kGroupUnknowns = 16;
+// Unknowns of a row that are solved for by Cholesky. A GPU factors many matrices of 64-bit numbers
+// more slowly than it multiplies.
 constexpr std::int64_t kDirectUnknowns = 128;
-constexpr int kGradientSteps = 12;
+constexpr std::int64_t kDirectUnknownsOnGpu = 32;
 
 /// Columns by group, every group padded to the length of the longest: int64 [G S], K for padding.
 at::Tensor padded_columns(const Metric& metric) {
@@ -146,14 +148,18 @@ at::Tensor inverse_of(const at::Tensor& blocks, const at::Tensor& ridge) {
   const at::Tensor diagonal = ridged.diagonal(0, 2, 3);
   diagonal.add_(ridge);
   const auto [factor, failed] = at::linalg_cholesky_ex(ridged);
+  // For so many small matrices a triangular solve is one launch, cholesky_inverse one for each.
+  const at::Tensor unit = at::eye(blocks.size(3), blocks.options()).expand_as(blocks);
+  const at::Tensor root = at::linalg_solve_triangular(factor, unit, /*upper=*/false);
   const at::Tensor inverse =
-      at::where((failed == 0).unsqueeze(2).unsqueeze(3), at::cholesky_inverse(factor),
+      at::where((failed == 0).unsqueeze(2).unsqueeze(3), at::matmul(root.mT(), root),
                 at::diag_embed(diagonal.reciprocal()));
   return inverse.to(at::kFloat);
 }
 
 /// blocks: fp64 [n, G, U', U'], of the normal matrix.
-void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook& codebook) {
+void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook& codebook,
+                        int steps) {
   const Residual residual(design, codebook);
   const at::Tensor ridge =
       (blocks.diagonal(0, 2, 3).mean({1, 2}, true) * kRidge + kLeastRidge).to(at::kFloat);
@@ -169,7 +175,7 @@ void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook
   const at::Tensor curvature = at::zeros_like(left);
   at::Tensor direction = preconditioned(left);
   at::Tensor size = dot(left, direction);
-  for (int i = 0; i < kGradientSteps; ++i) {
+  for (int i = 0; i < steps; ++i) {
     const at::Tensor turned =
         design.project(design.pull(design.expand(direction)), direction.size(2));
     const at::Tensor ridged = turned + ridge * direction;
@@ -186,14 +192,16 @@ void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook
 }
 
 /// Codebooks whose tables are as large as the widest one's.
-void solve_alike(const Rows& rows, const Metric& metric, const std::vector<Codebook*>& codebooks) {
+void solve_alike(const Rows& rows, const Metric& metric, const std::vector<Codebook*>& codebooks,
+                 int steps) {
   const Design design(rows, metric, codebooks.back()->basis);
+  const std::int64_t direct = rows.weight.is_cpu() ? kDirectUnknowns : kDirectUnknownsOnGpu;
   at::Tensor normal, blocks;
   for (auto it = codebooks.rbegin(); it != codebooks.rend(); ++it) {
     const std::int64_t u = (*it)->basis.coefficients(), unknowns = metric.codebooks * u;
-    if (unknowns > kDirectUnknowns) {
+    if (unknowns > direct) {
       if (!blocks.defined()) blocks = design.diagonal_blocks();
-      solve_by_gradients(design, blocks.narrow(2, 0, u).narrow(3, 0, u), **it);
+      solve_by_gradients(design, blocks.narrow(2, 0, u).narrow(3, 0, u), **it, steps);
       continue;
     }
     if (!normal.defined()) {
@@ -207,22 +215,21 @@ void solve_alike(const Rows& rows, const Metric& metric, const std::vector<Codeb
 }  // namespace
 
 bool is_by_groups(const Basis& basis, const Metric& metric) {
-  if (metric.codebooks > 1) return basis.coefficients() <= kGroupUnknowns;
-  return basis.entries() == 1 && metric.hessian.is_cpu();
+  return basis.entries() == 1 || (metric.codebooks > 1 && basis.coefficients() <= kGroupUnknowns);
 }
 
 void refit_by_groups(const Rows& rows, const Metric& metric,
-                     const std::vector<Codebook*>& codebooks) {
+                     const std::vector<Codebook*>& codebooks, int steps) {
   const FullPrecision full_precision(rows.weight);
   std::vector<Codebook*> alike;
   for (Codebook* codebook : codebooks) {
     if (!alike.empty() && alike.back()->basis.entries() != codebook->basis.entries()) {
-      solve_alike(rows, metric, alike);
+      solve_alike(rows, metric, alike, steps);
       alike.clear();
     }
     alike.push_back(codebook);
   }
-  if (!alike.empty()) solve_alike(rows, metric, alike);
+  if (!alike.empty()) solve_alike(rows, metric, alike, steps);
 }
 
 }  // namespace anyprec::fit

@@ -113,9 +113,13 @@ def energy(weight, dense, hessian):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_a_refit_is_the_least_squares_solution(device, form):
-    weight, codes, hessian = problem(n=6, k=150, group_size=form[2], parent=6)
+@pytest.mark.parametrize(
+    ("form", "n", "k"),
+    [*((form, 6, 150) for form in FORMS), ((0, "one", 32), 2, 600)],  # the last: 133 unknowns
+    ids=str,
+)
+def test_a_refit_is_the_least_squares_solution(device, form, n, k):
+    weight, codes, hessian = problem(n=n, k=k, group_size=form[2], parent=6)
     precisions = [2, 3, 4, 5, 6]
     result = fit(weight.to(device), codes.to(device), hessian.to(device), form, precisions)
     assert torch.equal(result[0].cpu(), codes)
@@ -123,13 +127,13 @@ def test_a_refit_is_the_least_squares_solution(device, form):
     for b in precisions:
         got = energy(weight, values(result, form, b, precisions), hessian)
         matrix = basis(form, b)
-        groups = -(-150 // (form[2] or 150))
-        for row in range(6):
-            chosen = np.zeros((150, groups * matrix.shape[1]))
-            for k in range(150):
-                g = k // (form[2] or 150)
+        groups = -(-k // (form[2] or k))
+        for row in range(n):
+            chosen = np.zeros((k, groups * matrix.shape[1]))
+            for j in range(k):
+                g = j // (form[2] or k)
                 at = slice(g * matrix.shape[1], (g + 1) * matrix.shape[1])
-                chosen[k, at] = matrix[int(codes[row, k]) >> (6 - b)]
+                chosen[j, at] = matrix[int(codes[row, j]) >> (6 - b)]
             normal = chosen.T @ h @ chosen
             right = chosen.T @ h @ weight[row].double().numpy()
             theta = np.linalg.lstsq(normal, right, rcond=1e-12)[0]
