@@ -155,12 +155,13 @@ class AnyPrecisionForCausalLM:
             try:
                 native_generation.check_model(self)
                 call = native_generation.read_call(self, args, kwargs)
-            except native_generation.NotNative as reason:
+                resident = native_generation.resident_engine(self, call)
+            except NotImplementedError as reason:
                 if engine == "native":
                     raise
                 native_generation.tell_once(str(reason))
             else:
-                return native_generation.generate(self, call, assignment)
+                return native_generation.generate(self, resident, call, assignment)
         with self._precision.using(request):
             return super().generate(*args, **kwargs)
 
