@@ -130,19 +130,29 @@ def read_call(model: AnyPrecisionForCausalLM, args: tuple, kwargs: dict[str, Any
 
 
 def generate(
-    model: AnyPrecisionForCausalLM, resident: Resident, call: Call, assignment: tuple[int, ...]
+    model: AnyPrecisionForCausalLM,
+    resident: Resident,
+    call: Call,
+    decode: tuple[int, ...],
+    prefill: tuple[int, ...],
 ) -> Tensor:
-    """Runs a call: int64 [B, T + new tokens], as Hugging Face returns it."""
-    names = model._precision.names
-    uniform = len(set(assignment)) == 1
-    precision = assignment[0] if uniform else dict(zip(names, assignment, strict=True))
+    """Runs a call: int64 [B, T + new tokens], as Hugging Face returns it.
+
+    decode, prefill: the precision of each linear in the two phases.
+    """
+    precisions = {
+        name: each[0]
+        if len(set(each)) == 1
+        else dict(zip(model._precision.names, each, strict=True))
+        for name, each in (("precision", decode), ("prefill_precision", prefill))
+    }
     # Of torch's generator, so that torch.manual_seed decides the text as it does elsewhere.
     seed = int(torch.randint(2**62, ()).item()) if call.sampling["temperature"] > 0 else 0
     with resident.lock:
-        return _run(resident.engine, call, precision, seed)
+        return _run(resident.engine, call, precisions, seed)
 
 
-def _run(engine: NativeEngine, call: Call, precision: Any, seed: int) -> Tensor:
+def _run(engine: NativeEngine, call: Call, precisions: dict[str, Any], seed: int) -> Tensor:
     if call.streamer is not None:
         call.streamer.put(call.input_ids.cpu())
     order: dict[int, list[int]] = {}
@@ -152,8 +162,8 @@ def _run(engine: NativeEngine, call: Call, precision: Any, seed: int) -> Tensor:
                 prompt,
                 max_new_tokens=call.new_tokens,
                 stop_tokens=call.stop_tokens,
-                precision=precision,
                 seed=seed + i,
+                **precisions,
                 **call.sampling,
             )
             order[sequence] = []
