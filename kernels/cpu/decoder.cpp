@@ -4,7 +4,6 @@
 #include <string>
 
 #include "anyprec/error.h"
-#include "anyprec/linear.h"
 
 namespace anyprec::cpu {
 namespace {
@@ -53,9 +52,9 @@ std::int64_t scalar_bytes(ScalarType type) { return type == ScalarType::kFloat32
 
 }  // namespace
 
-const DecoderKernels& decoder_kernels() {
+const DecoderKernels& decoder_kernels([[maybe_unused]] Isa isa) {
 #ifdef ANYPREC_CPU_X86
-  switch (selected_isa()) {
+  switch (isa) {
     case Isa::kScalar:
       return decoder_kernels_scalar();
     case Isa::kAvx2:
@@ -68,20 +67,20 @@ const DecoderKernels& decoder_kernels() {
   return decoder_kernels_scalar();
 }
 
-void rms_norm(const decoder::RmsNorm& norm, const Executor& executor) {
-  const auto kernel = decoder_kernels().rms_norm;
+void rms_norm(const decoder::RmsNorm& norm, const Executor& executor, Isa isa) {
+  const auto kernel = decoder_kernels(isa).rms_norm;
   executor.parallel_for(norm.rows, grain(norm.columns),
                         [&](std::int64_t begin, std::int64_t end) { kernel(norm, begin, end); });
 }
 
-void gated(const decoder::Gated& gated, const Executor& executor) {
-  const auto kernel = decoder_kernels().gated;
+void gated(const decoder::Gated& gated, const Executor& executor, Isa isa) {
+  const auto kernel = decoder_kernels(isa).gated;
   executor.parallel_for(gated.rows, grain(2 * gated.columns),
                         [&](std::int64_t begin, std::int64_t end) { kernel(gated, begin, end); });
 }
 
-void rotary_to_cache(const decoder::RotaryToCache& rotary, const Executor& executor) {
-  const auto kernel = decoder_kernels().rotary_to_cache;
+void rotary_to_cache(const decoder::RotaryToCache& rotary, const Executor& executor, Isa isa) {
+  const auto kernel = decoder_kernels(isa).rotary_to_cache;
   const std::int64_t heads = rotary.query_heads + 2 * rotary.cache.heads;
   for (std::int64_t row = 0; row < rotary.rows; ++row) {
     if (rotary.slots[row] >= rotary.cache.blocks * rotary.cache.block_size) {
@@ -99,7 +98,7 @@ void rotary_to_cache(const decoder::RotaryToCache& rotary, const Executor& execu
                         [&](std::int64_t begin, std::int64_t end) { kernel(rotary, begin, end); });
 }
 
-void attention(const decoder::Attention& attention, const Executor& executor) {
+void attention(const decoder::Attention& attention, const Executor& executor, Isa isa) {
   const int heads = attention.cache.heads;
   std::int64_t rows_of_none = attention.rows;
   // Work items: runs of a sequence's rows, for each head of the cache.
@@ -121,7 +120,7 @@ void attention(const decoder::Attention& attention, const Executor& executor) {
     std::fill(y + end * row_bytes, y + attention.rows * row_bytes, '\0');
   }
   if (runs == 0) return;
-  const auto kernel = decoder_kernels().attention;
+  const auto kernel = decoder_kernels(isa).attention;
   // A few keys (some 20 microseconds of work) are not worth waking threads.
   const std::int64_t work = keys * attention.query_heads * attention.cache.head_size;
   const std::int64_t items = runs * heads;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "anyprec/linear.h"
 #include "anyprec/parallel.h"
 #include "kernels/decoder.h"
 
@@ -9,11 +10,13 @@
 /// threads; they may differ between instruction sets.
 namespace anyprec::cpu {
 
-void rms_norm(const decoder::RmsNorm& norm, const Executor& executor);
-void gated(const decoder::Gated& gated, const Executor& executor);
-void rotary_to_cache(const decoder::RotaryToCache& rotary, const Executor& executor);
+void rms_norm(const decoder::RmsNorm& norm, const Executor& executor, Isa isa = selected_isa());
+void gated(const decoder::Gated& gated, const Executor& executor, Isa isa = selected_isa());
+void rotary_to_cache(const decoder::RotaryToCache& rotary, const Executor& executor,
+                     Isa isa = selected_isa());
 /// Throws InvalidArgument where a table or a length points out of the cache.
-void attention(const decoder::Attention& attention, const Executor& executor);
+void attention(const decoder::Attention& attention, const Executor& executor,
+               Isa isa = selected_isa());
 void sample(const decoder::Sampling& sampling, const Executor& executor);
 
 /// Loops over a part of the work, one set of them for each instruction set (decoder_simd.h).
@@ -28,8 +31,8 @@ struct DecoderKernels {
                     std::int64_t end);
 };
 
-/// Those of the instruction set in use (selected_isa).
-const DecoderKernels& decoder_kernels();
+/// Those of an instruction set that the machine has.
+const DecoderKernels& decoder_kernels(Isa isa);
 
 const DecoderKernels& decoder_kernels_scalar();
 #ifdef ANYPREC_CPU_X86

@@ -69,10 +69,13 @@ void rms_norm_rows(const decoder::RmsNorm& norm, std::int64_t begin, std::int64_
   with_type(norm.type, [&](auto type) { norm_rows<type()>(norm, begin, end); });
 }
 
+/// Both are x / (1 + e^-s): (1 + tanh(u)) / 2 is the logistic function of 2 u, and does not cancel.
 inline Vec activated(const Vec& x, decoder::Activation activation) {
-  if (activation == decoder::Activation::kSilu) return x / (1.0f + exponential(-x));
-  const Vec inner = 0.79788456f * (x + 0.044715f * x * x * x);
-  return 0.5f * x * (1.0f + hyperbolic_tangent(inner));
+  Vec s = x;
+  if (activation == decoder::Activation::kGeluTanh) {
+    s = 1.5957691f * (x + 0.044715f * x * x * x);
+  }
+  return x / (1.0f + exponential(-s));
 }
 
 void gated_rows(const decoder::Gated& gated, std::int64_t begin, std::int64_t end) {

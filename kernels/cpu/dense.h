@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "anyprec/linear.h"
 #include "anyprec/parallel.h"
 #include "anyprec/weights.h"
 
@@ -22,7 +23,7 @@ struct DenseProduct {
 
 /// Reads W once for every four rows of x: meant for few. The same bytes on any number of threads;
 /// a row's result does not depend on the other rows. Throws InvalidArgument for another type.
-void dense_product(const DenseProduct& product, const Executor& executor);
+void dense_product(const DenseProduct& product, const Executor& executor, Isa isa = selected_isa());
 
 /// Output channels [begin, end), one for each instruction set (dense_simd.h).
 using DenseKernel = void (*)(const DenseProduct& product, std::int64_t begin, std::int64_t end);

@@ -12,10 +12,12 @@ namespace {
 
 using decoder::Activation;
 
+/// Both are x / (1 + e^-s): (1 + tanh(u)) / 2 is the logistic function of 2 u, and does not cancel.
 template <Activation kActivation>
 __device__ __forceinline__ float activated(float x) {
-  if constexpr (kActivation == Activation::kSilu) return x / (1.0f + expf(-x));
-  return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+  float s = x;
+  if constexpr (kActivation == Activation::kGeluTanh) s = 1.5957691f * (x + 0.044715f * x * x * x);
+  return x / (1.0f + expf(-s));
 }
 
 /// Vector [column, column + 8) of a row's result.
@@ -72,6 +74,42 @@ __global__ void __launch_bounds__(kPlanesThreads)
   put_planes<kPlanesThreads>(out, row, shared_row, kType, gated.columns, scratch);
 }
 
+constexpr int kCluster = 8;
+/// Of a block, so that the next launch's blocks find room beside it.
+constexpr std::int64_t kMostSharedBytes = 64 * 1024;
+constexpr int kClusterThreads = 256;
+
+/// A cluster of blocks a row, each with a part of its units.
+template <ScalarType kType, Activation kActivation>
+__global__ void __launch_bounds__(kClusterThreads)
+    gated_cluster_kernel(const decoder::Gated gated, bool wide, const PlanesOut out) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char share[];
+  __shared__ ClusterPlanes<kClusterThreads> shared;
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const int rank = static_cast<int>(blockIdx.x) % kCluster;
+  const std::int64_t row = blockIdx.x / kCluster;
+  const int all_units = static_cast<int>(unit_count(gated.columns));
+  const int first_unit = all_units * rank / kCluster;
+  const int units = all_units * (rank + 1) / kCluster - first_unit;
+  const std::int64_t first = static_cast<std::int64_t>(first_unit) * kUnitColumns;
+  const std::int64_t count =
+      min(gated.columns - first, static_cast<std::int64_t>(units) * kUnitColumns);
+  char* const y = static_cast<char*>(gated.y) + (row * gated.columns + first) * scalar_bytes(kType);
+  for (std::int64_t i = static_cast<std::int64_t>(threadIdx.x) * kVector; i < count;
+       i += kClusterThreads * kVector) {
+    float v[kVector];
+    gate_vector<kType, kActivation>(gated, row, first + i, wide, v);
+    store_vector<kType>(y, i, count, wide, v);
+    store_vector<kType>(share, i, count, wide, v);
+  }
+  __syncthreads();
+  put_cluster_planes<kClusterThreads, kCluster>(out, row, gated.columns, share, kType, count,
+                                                first_unit, units, rank, shared);
+#endif
+}
+
 template <ScalarType kType, Activation kActivation>
 cudaError_t run(const decoder::Gated& gated, const PlanesOut& planes, const Device& device,
                 cudaStream_t stream) {
@@ -84,6 +122,15 @@ cudaError_t run(const decoder::Gated& gated, const PlanesOut& planes, const Devi
     const std::int64_t blocks = (gated.rows * row_vectors + kThreads - 1) / kThreads;
     return launch(gated_kernel<kType, kActivation>, device, dim3(static_cast<unsigned>(blocks)),
                   kThreads, 0, stream, gated, row_vectors, wide);
+  }
+  if (device.major == 9) {  // which brought clusters
+    const std::int64_t units = (unit_count(gated.columns) + kCluster - 1) / kCluster;
+    const std::int64_t share = units * kUnitColumns * scalar_bytes(kType);
+    if (share <= kMostSharedBytes) {
+      return launch_clusters(gated_cluster_kernel<kType, kActivation>, device,
+                             dim3(static_cast<unsigned>(gated.rows * kCluster)), kCluster,
+                             kClusterThreads, static_cast<int>(share), stream, gated, wide, planes);
+    }
   }
   const std::int64_t bytes = gated.columns * scalar_bytes(kType);
   constexpr std::int64_t kStatic = 1024;

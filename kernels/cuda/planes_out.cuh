@@ -23,4 +23,94 @@ __device__ __forceinline__ void put_planes(const PlanesOut& out, std::int64_t ro
   }
 }
 
+#if __CUDA_ARCH__ >= 900
+
+/// What the blocks of a cluster tell each other when each has a part of a row.
+template <int kThreads>
+struct ClusterPlanes {
+  std::uint32_t scratch[2 * kThreads / 32];
+  std::uint32_t largest;
+  std::uint32_t sum[2];  ///< of the integers, low and high half
+};
+
+/// share: this block's `count` elements of the row, those from unit `first_unit` on, in shared
+/// memory, 16-byte aligned and visible to the block; `units` of them, perhaps none. rank: the
+/// block's in the cluster. Every thread of the cluster calls it.
+template <int kThreads, int kCluster>
+__device__ __forceinline__ void put_cluster_planes(const PlanesOut& out, std::int64_t row_index,
+                                                   std::int64_t columns, const void* share,
+                                                   ScalarType type, std::int64_t count,
+                                                   int first_unit, int units, int rank,
+                                                   ClusterPlanes<kThreads>& shared) {
+  constexpr int kWarps = kThreads / 32;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int chunks = units * (kUnitColumns / kChunkColumns);
+  std::uint32_t largest = 0;
+  for (int chunk = thread; chunk < chunks; chunk += kThreads) {
+    float v[kChunkColumns];
+    load_chunk(share, type, static_cast<std::int64_t>(chunk) * kChunkColumns, count, v);
+    largest = max(largest, largest_bits(v));
+  }
+  largest = __reduce_max_sync(~0u, largest);
+  if (thread % 32 == 0) shared.scratch[thread / 32] = largest;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) largest = max(largest, shared.scratch[w]);
+  if (thread == 0) shared.largest = largest;
+  ptx::meet_all_of_cluster();
+#pragma unroll
+  for (int p = 0; p < kCluster; ++p) {
+    largest =
+        max(largest, __float_as_uint(ptx::load_remote(ptx::shared_address(&shared.largest), p)));
+  }
+
+  const RowScale scale(largest);
+  std::uint8_t* const planes = static_cast<std::uint8_t*>(out.planes) +
+                               (row_index * unit_count(columns) + first_unit) * kUnitPlaneBytes;
+  int low = 0;
+  int high = 0;
+  for (int chunk = thread; chunk < chunks; chunk += kThreads) {
+    float v[kChunkColumns];
+    load_chunk(share, type, static_cast<std::int64_t>(chunk) * kChunkColumns, count, v);
+    const int sum = write_chunk_planes(v, scale.to_integer, chunk, planes);
+    low += sum & 0xffff;
+    high += sum >> 16;
+  }
+  low = __reduce_add_sync(~0u, low);
+  high = __reduce_add_sync(~0u, high);
+  if (thread % 32 == 0) {
+    shared.scratch[thread / 32] = static_cast<std::uint32_t>(low);
+    shared.scratch[kWarps + thread / 32] = static_cast<std::uint32_t>(high);
+  }
+  __syncthreads();
+  if (thread == 0) {
+    std::int64_t total = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      total += static_cast<int>(shared.scratch[w]) +
+               (static_cast<std::int64_t>(static_cast<int>(shared.scratch[kWarps + w])) << 16);
+    }
+    shared.sum[0] = static_cast<std::uint32_t>(total);
+    shared.sum[1] = static_cast<std::uint32_t>(total >> 32);
+  }
+  __syncthreads();
+  ptx::meet_all_of_cluster();
+  if (rank == 0 && thread == 0) {
+    std::int64_t total = 0;
+#pragma unroll
+    for (int p = 0; p < kCluster; ++p) {
+      const std::uint32_t halves[2] = {
+          __float_as_uint(ptx::load_remote(ptx::shared_address(&shared.sum[0]), p)),
+          __float_as_uint(ptx::load_remote(ptx::shared_address(&shared.sum[1]), p))};
+      total += static_cast<std::int64_t>(static_cast<std::uint64_t>(halves[1]) << 32 | halves[0]);
+    }
+    out.scales[2 * row_index] = scale.to_value;
+    out.scales[2 * row_index + 1] = static_cast<float>(static_cast<double>(total) * scale.to_value);
+  }
+  __syncthreads();
+  ptx::meet_all_of_cluster();  // the first block may still read the others' sums
+}
+
+#endif
+
 }  // namespace anyprec::cuda

@@ -137,11 +137,13 @@ class AnyPrecisionForCausalLM:
         self,
         *args: Any,
         precision: PrecisionRequest | None = None,
+        prefill_precision: PrecisionRequest | None = None,
         engine: str = "auto",
         **kwargs: Any,
     ) -> Any:
         """Hugging Face's generate, at `precision` (the one in force by default).
 
+        prefill_precision: at which the prompt is read, `precision` by default; the native engine's.
         engine: "native", the decode engine (docs/engine.md), which raises NotImplementedError with
         the reason where it does not serve this model or these arguments; "huggingface"; or "auto":
         native where it serves them, else Hugging Face's path, which is said once. Sampling draws
@@ -150,17 +152,23 @@ class AnyPrecisionForCausalLM:
         if engine not in ("auto", "native", "huggingface"):
             raise ValueError(f"engine {engine!r}: auto, native or huggingface is wanted")
         request = self._precision.request if precision is None else precision
-        assignment = self._precision.resolve(request)
+        decode = self._precision.resolve(request)
+        prefill = (
+            decode if prefill_precision is None else self._precision.resolve(prefill_precision)
+        )
         if engine != "huggingface":
             try:
                 native_generation.check_model(self)
                 call = native_generation.read_call(self, args, kwargs)
-            except native_generation.NotNative as reason:
-                if engine == "native":
+                resident = native_generation.resident_engine(self, call)
+            except NotImplementedError as reason:
+                if engine == "native" or prefill != decode:
                     raise
                 native_generation.tell_once(str(reason))
             else:
-                return native_generation.generate(self, call, assignment)
+                return native_generation.generate(self, resident, call, decode, prefill)
+        elif prefill != decode:
+            raise NotImplementedError("Hugging Face's path reads and writes at one precision")
         with self._precision.using(request):
             return super().generate(*args, **kwargs)
 

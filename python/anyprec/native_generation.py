@@ -49,7 +49,7 @@ class Call:
 
 
 @dataclass
-class _Resident:
+class Resident:
     """A model's engine; valid while the model's tensors are those that it shares."""
 
     engine: NativeEngine
@@ -60,7 +60,7 @@ class _Resident:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-_residents: weakref.WeakKeyDictionary[Any, _Resident] = weakref.WeakKeyDictionary()
+_residents: weakref.WeakKeyDictionary[Any, Resident] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 _told: set[str] = set()
 
@@ -129,19 +129,30 @@ def read_call(model: AnyPrecisionForCausalLM, args: tuple, kwargs: dict[str, Any
     return Call(ids, _prompts(ids, mask), new_tokens, stop, pad, _sampling(config), streamer)
 
 
-def generate(model: AnyPrecisionForCausalLM, call: Call, assignment: tuple[int, ...]) -> Tensor:
-    """Runs a call: int64 [B, T + new tokens], as Hugging Face returns it."""
-    resident = _resident(model, call)
-    names = model._precision.names
-    uniform = len(set(assignment)) == 1
-    precision = assignment[0] if uniform else dict(zip(names, assignment, strict=True))
+def generate(
+    model: AnyPrecisionForCausalLM,
+    resident: Resident,
+    call: Call,
+    decode: tuple[int, ...],
+    prefill: tuple[int, ...],
+) -> Tensor:
+    """Runs a call: int64 [B, T + new tokens], as Hugging Face returns it.
+
+    decode, prefill: the precision of each linear in the two phases.
+    """
+    precisions = {
+        name: each[0]
+        if len(set(each)) == 1
+        else dict(zip(model._precision.names, each, strict=True))
+        for name, each in (("precision", decode), ("prefill_precision", prefill))
+    }
     # Of torch's generator, so that torch.manual_seed decides the text as it does elsewhere.
     seed = int(torch.randint(2**62, ()).item()) if call.sampling["temperature"] > 0 else 0
     with resident.lock:
-        return _run(resident.engine, call, precision, seed)
+        return _run(resident.engine, call, precisions, seed)
 
 
-def _run(engine: NativeEngine, call: Call, precision: Any, seed: int) -> Tensor:
+def _run(engine: NativeEngine, call: Call, precisions: dict[str, Any], seed: int) -> Tensor:
     if call.streamer is not None:
         call.streamer.put(call.input_ids.cpu())
     order: dict[int, list[int]] = {}
@@ -151,8 +162,8 @@ def _run(engine: NativeEngine, call: Call, precision: Any, seed: int) -> Tensor:
                 prompt,
                 max_new_tokens=call.new_tokens,
                 stop_tokens=call.stop_tokens,
-                precision=precision,
                 seed=seed + i,
+                **precisions,
                 **call.sampling,
             )
             order[sequence] = []
@@ -209,8 +220,11 @@ def _prompts(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
-def _resident(model: AnyPrecisionForCausalLM, call: Call) -> _Resident:
-    """The model's engine, made anew where its tensors have changed or the call needs more room."""
+def resident_engine(model: AnyPrecisionForCausalLM, call: Call) -> Resident:
+    """The model's engine, made anew where its tensors have changed or the call needs more room.
+
+    Raises NotImplementedError where the engine lacks something on the model's device.
+    """
     state = {name: t.detach() for name, t in model.state_dict(keep_vars=True).items()}
     key = (model.dtype, *((t.data_ptr(), t.dtype, t.device) for t in state.values()))
     positions = model.config.get_text_config().max_position_embeddings
@@ -243,7 +257,7 @@ def _resident(model: AnyPrecisionForCausalLM, call: Call) -> _Resident:
             cache_tokens=tokens,
             max_batch=batch,
         )
-        _residents[model] = _Resident(engine, key, tokens, length, batch)
+        _residents[model] = Resident(engine, key, tokens, length, batch)
         return _residents[model]
 
 

@@ -5,6 +5,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <utility>
 
@@ -36,6 +37,15 @@ std::int64_t longest(const EngineOptions& options, const ModelConfig& config) {
                           " (the model's positions and cache_tokens)");
   }
   return wanted;
+}
+
+// The sizes of heads that attention has kernels for (src/engine/ops/ops.h).
+void check_heads(const ModelConfig& config, at::Device device) {
+  constexpr std::array<std::int64_t, 4> kOnGpu = {64, 96, 128, 256};
+  if (device.is_cpu()) return;
+  if (std::find(kOnGpu.begin(), kOnGpu.end(), config.head_dim) != kOnGpu.end()) return;
+  throw UnsupportedModel("head_dim: found " + text(config.head_dim) +
+                         ", the engine has 64, 96, 128 and 256 on a GPU");
 }
 
 std::optional<c10::Stream> own_stream(at::Device device) {
@@ -88,6 +98,7 @@ EngineCore::EngineCore(ModelConfig config, DecoderWeights weights, const EngineO
       table_width_(0),
       pool_(rounded_up(options.cache_tokens, positive(options.block_size, "block_size")) /
             options.block_size) {
+  check_heads(decoder_.config(), device_);
   positive(options.max_batch, "max_batch");
   positive(options.prefill_chunk, "prefill_chunk");
   table_width_ = blocks_for(static_cast<std::size_t>(max_length_));

@@ -114,6 +114,12 @@ def test_prompt_and_decoding_at_two_precisions(checkpoint):
     both = engine.generate(PROMPT, max_new_tokens=6, precision=2, prefill_precision=4)
     assert both[:1] == first
     assert both != engine.generate(PROMPT, max_new_tokens=6, precision=4)
+    model = AnyPrecisionForCausalLM.from_quantized(checkpoint("llama"))
+    options = {"max_new_tokens": 6, "do_sample": False, "precision": 2, "prefill_precision": 4}
+    text = model.generate(torch.tensor([PROMPT]), **options)
+    assert text[0, len(PROMPT) :].tolist()[: len(both)] == both[: text.shape[1] - len(PROMPT)]
+    with pytest.raises(NotImplementedError, match="one precision"):
+        model.generate(torch.tensor([PROMPT]), engine="huggingface", **options)
 
 
 def test_sampling_follows_its_seed(checkpoint):

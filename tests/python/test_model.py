@@ -254,7 +254,7 @@ def test_precision_is_restored_after_exceptions(model):
         raise ZeroDivisionError
     with pytest.raises(IndexError):
         model(IDS + 10 * VOCABULARY, precision=3)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="vocabulary"):
         model.generate(IDS + 10 * VOCABULARY, precision=3, max_new_tokens=2)
     assert model.precision == 8
     assert torch.equal(logits(model), logits(model, precision=8))

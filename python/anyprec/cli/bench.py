@@ -1,5 +1,7 @@
 """anyprec bench: speed of the native engine."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +47,13 @@ def bench_command(
     dense: Annotated[
         bool, typer.Option(help="Also the same engine with dense half-precision linears.")
     ] = True,
+    huggingface: Annotated[
+        bool,
+        typer.Option(
+            "--huggingface",
+            help="Also Hugging Face's model of the same shapes, its step as one CUDA graph.",
+        ),
+    ] = False,
     graphs: Annotated[
         bool, typer.Option(help="Decode by CUDA graphs; without, kernel by kernel.")
     ] = True,
@@ -84,9 +93,11 @@ def bench_command(
             f"{row.decode_tokens_per_second:.1f} tokens/s[/dim]"
         )
 
+    half = "float16" if dtype == "auto" else dtype
+    if huggingface:
+        _measure_reference(plan.config, half, target, cases, bandwidth, show)
     common = {"device": device, "cuda_graphs": graphs}
     if dense:
-        half = "float16" if dtype == "auto" else dtype
         measure(
             lambda options: plan.dense(**common, dtype=half, **options),
             [(f"{half}, dense", None)],
@@ -120,14 +131,33 @@ def bench_command(
     )
 
 
-class _Plan:
-    """The engines to measure: title, precisions, notes, and how they are made."""
+def _measure_reference(
+    config: Mapping[str, Any],
+    dtype: str,
+    device: Any,
+    cases: list[Any],
+    bandwidth: float,
+    show: Callable[[Any], None],
+) -> None:
+    import torch
 
-    def __init__(
-        self, title: str, precisions: list[int], notes: list[str], quantized: Any, dense: Any
-    ) -> None:
-        self.title, self.precisions, self.notes = title, precisions, notes
-        self.quantized, self.dense = quantized, dense
+    from anyprec.bench_reference import reference_model, reference_speed
+
+    model = reference_model(config, getattr(torch, dtype), device)
+    for case in cases:
+        show(reference_speed(model, case, bandwidth))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The engines to measure, and how they are made."""
+
+    title: str
+    precisions: list[int]
+    notes: list[str]
+    config: Mapping[str, Any]  # of the shapes, as config.json has it
+    quantized: Callable[..., Any]
+    dense: Callable[..., Any]
 
 
 def _plan(
@@ -151,6 +181,7 @@ def _plan(
             str(checkpoint),
             list(opened.precisions),
             ["The dense rows have random weights of the same shapes."],
+            config,
             lambda **options: NativeEngine.from_directory(
                 checkpoint, precisions=opened.precisions, **options
             ),
@@ -167,6 +198,7 @@ def _plan(
         f"shapes of {shapes}, {codebook} codebooks{head}",
         listed,
         ["Weights are random.", *([NOTES[shapes]] if shapes in NOTES else [])],
+        SHAPES[shapes],
         lambda **options: NativeEngine.from_shape(
             SHAPES[shapes], listed, form, quantize_head, **options
         ),
@@ -186,7 +218,7 @@ def _numbers(text: str, option: str) -> list[int]:
 
 def _table(rows: list[Any], title: str) -> Table:
     table = Table(title=title)
-    table.add_column("weights")
+    table.add_column("weights", no_wrap=True)
     for name in ("batch", "context", "prompt t/s", "decode t/s", "ms", "GB/s", "limit", "memory"):
         table.add_column(name, justify="right")
     for row in rows:

@@ -1,0 +1,341 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/cuda/attention_parts.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/vectors.cuh"
+
+/// Attention of single rows, split over keys (Flash-Decoding). A block has a part of the keys of
+/// one row for some query heads that share them; a second kernel adds the parts up in their order.
+///
+/// The grid depends on shapes alone: parts are of equal length, counted from what is in the cache,
+/// and blocks beyond the last part have nothing to do. The number of parts does not depend on the
+/// batch, so a sequence gives the same bytes in any.
+///
+/// Where caches are short and blocks can form clusters, a cluster has all parts of a row's heads
+/// and adds them up through its blocks' shared memories: one launch, and nothing in the workspace.
+namespace anyprec::cuda {
+namespace decode_device {
+
+/// Keys that a group of lanes has in flight.
+inline constexpr int kUnroll = 4;
+
+/// Lanes that share a key, 8 elements each.
+constexpr int lanes_of(int head_size) { return head_size <= 64 ? 8 : head_size <= 128 ? 16 : 32; }
+
+/// The running softmax of one query head.
+template <int kHeads>
+struct State {
+  float largest[kHeads];
+  float total[kHeads];
+  float sums[kHeads][kVector];
+};
+
+/// Adds `from` to `to`, both with their own largest scores.
+__device__ __forceinline__ void merge(float& largest, float& total, float (&sums)[kVector],
+                                      float other_largest, float other_total,
+                                      const float (&other)[kVector]) {
+  const float most = fmaxf(largest, other_largest);
+  const float mine = largest == -INFINITY ? 0.0f : exp2f(largest - most);
+  const float others = other_largest == -INFINITY ? 0.0f : exp2f(other_largest - most);
+  largest = most;
+  total = total * mine + other_total * others;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) sums[i] = sums[i] * mine + other[i] * others;
+}
+
+/// What a block has of a part.
+template <int kHeadSize, int kHeads, int kWarps>
+struct Shared {
+  float sums[kWarps][kHeads][kHeadSize];
+  float2 totals[kWarps][kHeads];
+  // Of all warps.
+  float part_sums[kHeads][kHeadSize];
+  float part_largest[kHeads];
+  float part_total[kHeads];
+};
+
+/// Which heads of which row a block works on.
+struct Heads {
+  std::int64_t row;
+  int kv_head;
+  int first;           ///< among those of kv_head
+  int each;            ///< of kv_head
+  std::int64_t query;  ///< the first in the row
+
+  __device__ __forceinline__ Heads(const decoder::Attention& attention, int block_heads) {
+    each = attention.query_heads / attention.cache.heads;
+    const int head_blocks = (each + block_heads - 1) / block_heads;
+    row = blockIdx.z;
+    kv_head = static_cast<int>(blockIdx.y) / head_blocks;
+    first = static_cast<int>(blockIdx.y) % head_blocks * block_heads;
+    query = static_cast<std::int64_t>(kv_head) * each + first;
+  }
+};
+
+/// Attention of the heads to positions [begin, end), into shared.part_*.
+template <ScalarType kType, int kHeadSize, int kHeads, int kWarps>
+__device__ __forceinline__ void attend(const decoder::Attention& attention, const Heads& heads,
+                                       int sequence, int begin, int end,
+                                       Shared<kHeadSize, kHeads, kWarps>& shared) {
+  constexpr int kThreads = 32 * kWarps;
+  constexpr int kLanes = lanes_of(kHeadSize);
+  constexpr int kGroups = 32 / kLanes;  // of lanes in a warp
+  constexpr int kBytes = scalar_bytes(kType);
+  const int warp = threadIdx.x / 32;
+  const int group = threadIdx.x % 32 / kLanes;
+  const int element = threadIdx.x % kLanes * kVector;
+  const bool active = element < kHeadSize;  // heads of 96 leave lanes over
+
+  float q[kHeads][kVector];
+  State<kHeads> state;
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    state.largest[h] = -INFINITY;
+    state.total[h] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) q[h][i] = state.sums[h][i] = 0.0f;
+    if (active && heads.first + h < heads.each) {
+      const std::int64_t at =
+          (heads.row * attention.query_heads + heads.query + h) * kHeadSize + element;
+      Vector<kType>::load(static_cast<const char*>(attention.q) + at * kBytes).to_floats(q[h]);
+    }
+  }
+
+  // Group g of warp w takes keys w * kGroups + g + i * kWarps * kGroups.
+  constexpr int kStep = kWarps * kGroups;
+  for (int base = begin + warp * kGroups + group; base - group < end; base += kUnroll * kStep) {
+    Vector<kType> raw_keys[kUnroll], raw_values[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int position = base + u * kStep;
+      if (active && position < end) {
+        const std::int64_t at =
+            (cache_offset(attention, sequence, position, heads.kv_head) + element) * kBytes;
+        raw_keys[u] = Vector<kType>::load(static_cast<const char*>(attention.key_cache) + at);
+        raw_values[u] = Vector<kType>::load(static_cast<const char*>(attention.value_cache) + at);
+      } else {
+        raw_keys[u] = raw_values[u] = {};
+      }
+    }
+    float scores[kHeads][kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      float key[kVector];
+      raw_keys[u].to_floats(key);
+      const bool seen = base + u * kStep < end;
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        float product = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) product = fmaf(q[h][i], key[i], product);
+#pragma unroll
+        for (int step = kLanes / 2; step > 0; step /= 2) {
+          product += __shfl_xor_sync(~0u, product, step);
+        }
+        scores[h][u] = seen ? scored(attention, product) : -INFINITY;
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      float most = state.largest[h];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) most = fmaxf(most, scores[h][u]);
+      // A group may have seen no key yet.
+      const float reference = most == -INFINITY ? 0.0f : most;
+      const float correction = exp2f(state.largest[h] - reference);
+      state.largest[h] = most;
+      state.total[h] *= correction;
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) state.sums[h][i] *= correction;
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        scores[h][u] = exp2f(scores[h][u] - reference);
+        state.total[h] += scores[h][u];
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      float value[kVector];
+      raw_values[u].to_floats(value);
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+          state.sums[h][i] = fmaf(scores[h][u], value[i], state.sums[h][i]);
+        }
+      }
+    }
+  }
+
+  // Groups of the warp, then warps.
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+    for (int step = kLanes; step < 32; step *= 2) {
+      float other[kVector];
+      const float other_largest = __shfl_xor_sync(~0u, state.largest[h], step);
+      const float other_total = __shfl_xor_sync(~0u, state.total[h], step);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        other[i] = __shfl_xor_sync(~0u, state.sums[h][i], step);
+      }
+      merge(state.largest[h], state.total[h], state.sums[h], other_largest, other_total, other);
+    }
+    if (group == 0) {
+      if (active) {
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) shared.sums[warp][h][element + i] = state.sums[h][i];
+      }
+      if (element == 0) shared.totals[warp][h] = {state.largest[h], state.total[h]};
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kHeads * kHeadSize; i += kThreads) {
+    const int h = i / kHeadSize;
+    const int d = i % kHeadSize;
+    float most = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) most = fmaxf(most, shared.totals[w][h].x);
+    const float reference = most == -INFINITY ? 0.0f : most;
+    float total = 0.0f, sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float factor = exp2f(shared.totals[w][h].x - reference);
+      total = fmaf(shared.totals[w][h].y, factor, total);
+      sum = fmaf(shared.sums[w][h][d], factor, sum);
+    }
+    shared.part_sums[h][d] = sum;
+    if (d == 0) {
+      shared.part_largest[h] = most;
+      shared.part_total[h] = total;
+    }
+  }
+  __syncthreads();
+}
+
+/// Warps of a block: as many as static shared memory has room for.
+template <int kHeadSize, int kHeads>
+constexpr int kWarpsOf = kHeads * kHeadSize > 1024 ? 4 : 8;
+
+template <ScalarType kType, int kHeadSize, int kHeads>
+__global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
+    decode_kernel(const decoder::Attention attention, const Parts parts) {
+  constexpr int kWarps = kWarpsOf<kHeadSize, kHeads>;
+  __shared__ Shared<kHeadSize, kHeads, kWarps> shared;
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const Heads heads(attention, kHeads);
+  const int part = static_cast<int>(blockIdx.x);
+  const KeyRange keys = keys_of(attention, heads.row);
+  const int each = part_keys(keys.end - keys.begin, parts.count);
+  const int begin = keys.begin + part * each;
+  const int end = min(keys.end, begin + each);
+  if (begin >= end) return;
+  attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys.sequence, begin, end, shared);
+  for (int i = threadIdx.x; i < kHeads * kHeadSize; i += 32 * kWarps) {
+    const int h = i / kHeadSize;
+    const int d = i % kHeadSize;
+    if (heads.first + h >= heads.each) break;
+    const std::int64_t at =
+        (heads.row * attention.query_heads + heads.query + h) * parts.count + part;
+    parts.sums[at * kHeadSize + d] = shared.part_sums[h][d];
+    if (d == 0) parts.totals[at] = {shared.part_largest[h], shared.part_total[h]};
+  }
+}
+
+template <ScalarType kType, int kHeadSize, int kHeads>
+__global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
+    decode_cluster_kernel(const decoder::Attention attention) {
+#if __CUDA_ARCH__ >= 900
+  constexpr int kWarps = kWarpsOf<kHeadSize, kHeads>;
+  __shared__ Shared<kHeadSize, kHeads, kWarps> shared;
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const Heads heads(attention, kHeads);
+  const int part = static_cast<int>(blockIdx.x);  // and the block's rank in its cluster
+  const KeyRange keys = keys_of(attention, heads.row);
+  const int each = part_keys(keys.end - keys.begin, kClusterParts);
+  const int begin = min(keys.end, keys.begin + part * each);
+  const int end = min(keys.end, begin + each);
+  attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys.sequence, begin, end, shared);
+
+  // Each block adds up its share of the elements.
+  ptx::meet_all_of_cluster();
+  constexpr int kShare = kHeads * kHeadSize / kClusterParts;
+  for (int i = threadIdx.x; i < kShare; i += 32 * kWarps) {
+    const int h = (part * kShare + i) / kHeadSize;
+    const int d = (part * kShare + i) % kHeadSize;
+    if (heads.first + h >= heads.each) break;
+    float largest[kClusterParts], totals[kClusterParts], sums[kClusterParts];
+#pragma unroll
+    for (int p = 0; p < kClusterParts; ++p) {
+      largest[p] = ptx::load_remote(ptx::shared_address(&shared.part_largest[h]), p);
+      totals[p] = ptx::load_remote(ptx::shared_address(&shared.part_total[h]), p);
+      sums[p] = ptx::load_remote(ptx::shared_address(&shared.part_sums[h][d]), p);
+    }
+    float most = -INFINITY;
+#pragma unroll
+    for (int p = 0; p < kClusterParts; ++p) most = fmaxf(most, largest[p]);
+    const float reference = most == -INFINITY ? 0.0f : most;
+    float total = 0.0f, sum = 0.0f;
+#pragma unroll
+    for (int p = 0; p < kClusterParts; ++p) {
+      const float factor = exp2f(largest[p] - reference);
+      total = fmaf(totals[p], factor, total);
+      sum = fmaf(sums[p], factor, sum);
+    }
+    store_scalar(attention.y, kType,
+                 (heads.row * attention.query_heads + heads.query + h) * kHeadSize + d,
+                 total > 0.0f ? sum / total : 0.0f);
+  }
+  __syncthreads();
+  ptx::meet_all_of_cluster();  // others may still read this block's shared memory
+#endif
+}
+
+/// parts: null where a cluster adds them up.
+template <ScalarType kType, int kHeadSize>
+cudaError_t decode(const decoder::Attention& attention, const Parts* parts, const Device& device,
+                   cudaStream_t stream) {
+  const int heads_each = attention.query_heads / attention.cache.heads;
+  const auto run = [&](auto heads) {
+    constexpr int kHeads = heads();
+    constexpr int kThreads = 32 * kWarpsOf<kHeadSize, kHeads>;
+    const int head_blocks = (heads_each + kHeads - 1) / kHeads;
+    const dim3 grid(static_cast<unsigned>(parts != nullptr ? parts->count : kClusterParts),
+                    static_cast<unsigned>(attention.cache.heads * head_blocks),
+                    static_cast<unsigned>(attention.rows));
+    if (parts == nullptr) {
+      return launch_clusters(decode_cluster_kernel<kType, kHeadSize, kHeads>, device, grid,
+                             kClusterParts, kThreads, 0, stream, attention);
+    }
+    return launch(decode_kernel<kType, kHeadSize, kHeads>, device, grid, kThreads, 0, stream,
+                  attention, *parts);
+  };
+  if (heads_each == 1) return run(std::integral_constant<int, 1>{});
+  if (heads_each <= 4) return run(std::integral_constant<int, 4>{});
+  return run(std::integral_constant<int, 8>{});
+}
+
+}  // namespace decode_device
+
+template <ScalarType kType>
+cudaError_t decode_parts(const decoder::Attention& attention, const Parts* parts,
+                         const Device& device, cudaStream_t stream) {
+  switch (attention.cache.head_size) {
+    case 64:
+      return decode_device::decode<kType, 64>(attention, parts, device, stream);
+    case 96:
+      return decode_device::decode<kType, 96>(attention, parts, device, stream);
+    case 128:
+      return decode_device::decode<kType, 128>(attention, parts, device, stream);
+    default:
+      return decode_device::decode<kType, 256>(attention, parts, device, stream);
+  }
+}
+
+}  // namespace anyprec::cuda
