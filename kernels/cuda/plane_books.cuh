@@ -101,21 +101,24 @@ struct LaneBooks {
 
   __device__ __forceinline__ LaneBooks(const PlaneMmaArgs& args, int unit, const char* books) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const UnitGroups groups(args, unit);
+    constexpr int kSegments = kUnitColumns / kSegmentColumns;
+    constexpr int kPartSegments = kSegments / 2 / Shape::kParts;
+    const int first_group = args.group_of(unit * kSegments);
     // Rows are an even number of halves from row g + 8: both begin alike.
-    const int first = g * args.groups + groups.first;
+    const int first = g * args.groups + first_group;
     const char* const row = books + g * Shape::kBookWords * 4;
     alpha = reinterpret_cast<const __half*>(row) + ((first * Shape::kBits) & 1);
     lut = reinterpret_cast<const __half*>(row + Shape::kAlphaWords * 4) + (first & 1);
-    constexpr int kPartSegments = kHalfColumns / kSegmentColumns / Shape::kParts;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
       for (int c = 0; c < Shape::kLaneParts; ++c) {
         const int part = Shape::kParts == 4 ? 2 * (t % 2) + c : c;
-        const int segment = unit * (kUnitColumns / kSegmentColumns) +
-                            h * (kHalfColumns / kSegmentColumns) + part * kPartSegments;
-        group[h][c] = min(args.group_of(segment) - groups.first, groups.count - 1);
+        const int segment = unit * kSegments + h * (kSegments / 2) + part * kPartSegments;
+        // Columns past K have zeros of x and take the last group.
+        group[h][c] = Shape::kParts < 4 && h == 0 && c == 0
+                          ? 0
+                          : min(args.group_of(segment), args.groups - 1) - first_group;
       }
     }
   }

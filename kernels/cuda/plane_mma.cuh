@@ -102,7 +102,8 @@ struct PlaneCopies {
   }
 };
 
-/// Sums of a lane: rows g (0, 1) and g + 8 (2, 3) of W, columns 2 t and 2 t + 1 of each fragment.
+/// Sums of a lane, in units of 2^-15 and the scale of x: rows g (0, 1) and g + 8 (2, 3) of W,
+/// columns 2 t and 2 t + 1 of each fragment.
 template <class Shape>
 using PlaneSums = float[Shape::kFragments][4];
 
@@ -140,10 +141,9 @@ __device__ __forceinline__ void multiply_planes(const uint4 (&words)[kCount], in
         const int part = c % kLaneParts;
         const float alpha = books.alpha_of(row, h, part, plane + p);
         if (c < kLaneParts) offsets[row][part] -= alpha;
-        const float factor = alpha * (2.0f * kOperandUnit);
 #pragma unroll
         for (int f = 0; f < kFragments; ++f) {
-          sums[f][2 * row + c] = fmaf(factor, dot[p][f][2 * row + c], sums[f][2 * row + c]);
+          sums[f][2 * row + c] = fmaf(alpha, dot[p][f][2 * row + c], sums[f][2 * row + c]);
         }
       }
     }
@@ -214,7 +214,9 @@ __device__ __forceinline__ void keep_sums(const PlaneSums<Shape>& sums, const fl
     const float2 scale = *reinterpret_cast<const float2*>(scales + 8 * f + 2 * t);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float value[2] = {sums[f][2 * row] * scale.x, sums[f][2 * row + 1] * scale.y};
+      // In two steps: the scale alone may be near the end of what a float holds.
+      constexpr float kUnit = 2.0f * kOperandUnit;
+      float value[2] = {sums[f][2 * row] * kUnit * scale.x, sums[f][2 * row + 1] * kUnit * scale.y};
       if constexpr (Shape::kParts > 1) value[0] += value[1];
       if constexpr (Shape::kParts == 4) value[0] += __shfl_xor_sync(0xffffffffu, value[0], 1);
 #pragma unroll

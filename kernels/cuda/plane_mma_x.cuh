@@ -71,8 +71,8 @@ __device__ __forceinline__ void order_as_operands(ActivationFragments<kHalves, k
   }
 }
 
-/// Sums over the 128 columns of a half-unit, times kOperandUnit: the product with a plane of ones.
-/// to: [column of the mma] floats.
+/// Sums over the 128 columns of a half-unit: the product with a plane of ones, in units of half of
+/// what the products with planes are in. to: [column of the mma] floats.
 template <int kHalves, int kFragments>
 __device__ __forceinline__ void sum_half_unit(const ActivationFragments<kHalves, kFragments>& x,
                                               int h, float* to) {
@@ -87,8 +87,8 @@ __device__ __forceinline__ void sum_half_unit(const ActivationFragments<kHalves,
       mma_16816(sums, ones, x[h][s / 4][f][s % 4], x[h][s / 4 + 2][f][s % 4]);
     }
     if (lane < 4) {  // all rows are equal
-      to[8 * f + 2 * lane] = sums[0] * kOperandUnit;
-      to[8 * f + 2 * lane + 1] = sums[1] * kOperandUnit;
+      to[8 * f + 2 * lane] = 0.5f * sums[0];
+      to[8 * f + 2 * lane + 1] = 0.5f * sums[1];
     }
   }
 }
