@@ -1,11 +1,12 @@
 #include "src/quantize/validate.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <charconv>
 #include <cmath>
 #include <limits>
 #include <mutex>
-#include <sstream>
 
 #include "anyprec/codebook.h"
 #include "anyprec/error.h"
@@ -59,15 +60,16 @@ std::int64_t first_bad(const float* values, std::int64_t rows, std::int64_t colu
 
 [[noreturn]] void throw_bad(const std::string& name, const char* what, float value,
                             std::int64_t index, std::int64_t columns, const char* wanted) {
-  std::ostringstream message;
-  message << name << ": " << what << " [" << index / columns << ", " << index % columns << "] is ";
-  if (std::isnan(value)) {
-    message << "nan";
-  } else {
-    message << value;
+  // As a stream would print it, but by none: a process may hold two C++ libraries, one of which
+  // then has no locale.
+  std::array<char, 32> digits{};
+  if (!std::isnan(value)) {
+    std::to_chars(digits.data(), digits.data() + digits.size() - 1, value,
+                  std::chars_format::general, 6);
   }
-  message << "; " << wanted;
-  throw InvalidArgument(message.str());
+  const std::string shown = std::isnan(value) ? "nan" : digits.data();
+  throw InvalidArgument(name + ": " + what + " [" + std::to_string(index / columns) + ", " +
+                        std::to_string(index % columns) + "] is " + shown + "; " + wanted);
 }
 
 void require(bool holds, const std::string& name, const char* what, std::int64_t found,
