@@ -199,6 +199,7 @@ def one_variant(
                     tokenizer=source.tokenizer,
                     overwrite=True,
                     precisions=range(2, 9),
+                    progress=True,
                     **quantizing,
                 ).status
             },

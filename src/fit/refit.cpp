@@ -15,6 +15,8 @@ constexpr std::int64_t kDirectUnknowns = 64;
 constexpr std::int64_t kDirectSlots = 256;
 constexpr int kRoughSteps = 6;
 constexpr int kFinalSteps = 12;
+// Coefficients of signed planes overlap, where those of a table do not: more steps to part them.
+constexpr int kPlanesFactor = 3;
 
 bool is_direct(const Basis& basis, const Metric& metric) {
   return metric.hessian.is_cpu() && metric.codebooks * basis.coefficients() <= kDirectUnknowns &&
@@ -69,7 +71,9 @@ at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, E
     }
   }
   if (by_gradients.empty()) return {};
-  const at::Tensor pulled = refit_by_gradients(rows, metric, by_gradients, steps);
+  const bool has_planes = !by_gradients.back()->basis.is_identity();
+  const at::Tensor pulled =
+      refit_by_gradients(rows, metric, by_gradients, has_planes ? kPlanesFactor * steps : steps);
   return by_gradients.size() == codebooks.size() ? pulled : at::Tensor();
 }
 

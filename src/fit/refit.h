@@ -6,7 +6,8 @@
 
 namespace anyprec::fit {
 
-/// How far least squares by conjugate gradients goes.
+/// How far least squares by conjugate gradients goes: three times as far with signed planes, whose
+/// coefficients overlap.
 enum class Effort {
   kRough,  ///< 6 steps: enough between sweeps, which change the codes again
   kFinal,  ///< 12 steps
