@@ -269,8 +269,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const int tiles = share + (block < extra ? 1 : 0);
 
   PlaneTile* const run = reinterpret_cast<PlaneTile*>(shared + Shape::kTiles);
-  if (threadIdx.x < tiles) {
-    run[threadIdx.x] = describe_plane_tile<Shape::kBits>(args, first_tile + threadIdx.x);
+  if (const int i = threadIdx.x; i < tiles) {
+    run[i] = describe_plane_tile<Shape::kBits>(args, first_tile + i);
   }
   __syncthreads();
 
