@@ -67,12 +67,15 @@ void run_blocks(cuda::PlaneMmaArgs args, int blocks) {
 /// blocks.
 template <int kBits, int kParts, int kFragments>
 void run(std::int64_t n, std::int64_t k, std::int64_t group_size, std::int64_t m, ScalarType type,
-         int blocks, Landing landing, bool with_bias = true, std::int64_t padding = 0) {
+         int blocks, Landing landing, bool with_bias = true, std::int64_t padding = 0,
+         float size = 1.0f) {
   const QuantizedCase c(n, k, {0, CellGroups::kOne, group_size}, kBits);
   const Aligned planes(packed_planes(c));
   const Aligned lut(c.lut), alpha(c.alpha);
   Matrix x(m, k, k + padding, type), y(m, n, n + padding, type);
   x.randomize(7);
+  for (std::int64_t i = 0; i < m && size != 1.0f; ++i)
+    for (std::int64_t j = 0; j < k; ++j) x.set(i, j, x.get(i, j) * size);
   std::vector<double> bias(n);
   std::vector<std::uint16_t> typed_bias(n);
   for (std::int64_t i = 0; i < n && with_bias; ++i) {
@@ -150,6 +153,15 @@ TEST_P(EmulatedPlanes, ManyTilesAndSeveralChunks) {
   run<2, 4, 2>(150, 40, 32, 9, kHalf, 1, GetParam());
   run<3, 1, 1>(100, 4500, 128, 2, kHalf, 1, GetParam(), true, 8);
   run<2, 1, 2>(100, 4360, 128, 18, kBrain, 1, GetParam(), false, 8);
+}
+
+TEST_P(EmulatedPlanes, TinyAndHugeActivations) {
+  for (const float size : {0.0f, 1e-8f, 1e-6f, 500.0f}) {
+    run<2, 1, 1>(16, 256, 128, 2, kHalf, 1, GetParam(), false, 0, size);
+  }
+  for (const float size : {1e-36f, 1e30f}) {
+    run<2, 1, 1>(16, 256, 128, 2, kBrain, 1, GetParam(), false, 0, size);
+  }
 }
 
 TEST_P(EmulatedPlanes, OneWeight) { run<3, 4, 2>(1, 1, 32, 1, kHalf, 1, GetParam()); }

@@ -207,6 +207,16 @@ T __shfl_xor_sync(unsigned /*mask*/, T value, int mask) {
   anyprec::testing::emulated::Block& block = anyprec::testing::emulated::block();
   return std::bit_cast<T>(block.exchange(std::bit_cast<std::uint32_t>(value), block.lane() ^ mask));
 }
+inline bool __any_sync(unsigned /*mask*/, bool value) {
+  anyprec::testing::emulated::Block& block = anyprec::testing::emulated::block();
+  block.publish({value});
+  bool any = false;
+  for (int lane = 0; lane < anyprec::testing::emulated::kWarpLanes; ++lane) {
+    any = any || block.published(lane)[0] != 0;
+  }
+  block.meet_warp();
+  return any;
+}
 /// Of kernels that are not emulated.
 std::uint32_t __reduce_max_sync(unsigned mask, std::uint32_t value);
 inline std::uint32_t __vmaxu2(std::uint32_t a, std::uint32_t b) {
