@@ -21,9 +21,10 @@
 /// units a warp. Warps do not wait for one another but to add up their partial sums, in the order
 /// of the warps, every kSumTiles tiles.
 ///
-/// Counted for 14336 x 4096 and 8 columns, per plane on one of 528 schedulers: 434 mma at 6.4
-/// clocks, 4.5 logic instructions each at 2 clocks, that is 2.2 us at 1.75 GHz; bytes with groups
-/// of 128 take 2.75 us at 3.0 TB/s, 1.9 at 4.3. With 16 columns the mma cost 3.2 us a plane.
+/// Counted for 14336 x 4096 at 1.75 GHz, where one of 528 schedulers has 27 units of a tile, each
+/// 16 mma a plane: with 8 columns a unit issues about 120 + 128 b instructions, that is 1.9 + 2.0 b
+/// us (logic has half the rate of issue and takes as long); bytes with groups of 128 take 2.75 b us
+/// at 3.0 TB/s and 1.9 b at 4.3. With 16 columns the mma, at 6.4 clocks, take 3.2 b us.
 namespace anyprec::cuda {
 
 /// Calls f(std::integral_constant<int, u>()) for u of 0 to kUnits - 1.
@@ -269,8 +270,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const int tiles = share + (block < extra ? 1 : 0);
 
   PlaneTile* const run = reinterpret_cast<PlaneTile*>(shared + Shape::kTiles);
-  if (threadIdx.x < tiles) {
-    run[threadIdx.x] = describe_plane_tile<Shape::kBits>(args, first_tile + threadIdx.x);
+  if (const int i = threadIdx.x; i < tiles) {
+    run[i] = describe_plane_tile<Shape::kBits>(args, first_tile + i);
   }
   __syncthreads();
 

@@ -39,14 +39,17 @@ __device__ __forceinline__ void scale_halves(ActivationFragments<kHalves, kFragm
     const int up = max(-2, min(30, 14 - exponent));
     const int first = min(15, up);
     inverse[f] = __uint_as_float(static_cast<std::uint32_t>(127 - up) << 23);
-    // In two factors: 2^30 is no fp16 number.
-    const std::uint32_t a = static_cast<std::uint32_t>(15 + first) << 10;
-    const std::uint32_t b = static_cast<std::uint32_t>(15 + up - first) << 10;
+    const auto scale_by = [&](int power) {
+      const std::uint32_t half = static_cast<std::uint32_t>(15 + power) << 10;
 #pragma unroll
-    for (int i = 0; i < 16 * kHalves; ++i) {
-      std::uint32_t& pair = x[i / 16][i / 4 % 4][f][i % 4];
-      pair = times(times(pair, a | a << 16), b | b << 16);
-    }
+      for (int i = 0; i < 16 * kHalves; ++i) {
+        std::uint32_t& pair = x[i / 16][i / 4 % 4][f][i % 4];
+        pair = times(pair, half | half << 16);
+      }
+    };
+    scale_by(first);
+    // 2^30 is no fp16 number; few x are so small.
+    if (__any_sync(0xffffffffu, up > first)) scale_by(up - first);
   }
 }
 
@@ -64,7 +67,7 @@ __device__ __forceinline__ void order_as_operands(ActivationFragments<kHalves, k
         std::uint32_t& high = x[h][s / 4 + 2][f][s % 4];
         const std::uint32_t even = __byte_perm(low, high, 0x5410);
         const std::uint32_t odd = __byte_perm(low, high, 0x7632);
-        low = times(even, activation_factor(2 * s));
+        low = operand_exponent(2 * s) == 0 ? even : times(even, activation_factor(2 * s));
         high = times(odd, activation_factor(2 * s + 1));
       }
     }
