@@ -150,14 +150,17 @@ def test_the_gradient_is_the_slope_of_the_loss(written, device):
     setup = Setup(written, device)
     _, gradient = setup.gradient([2])
     direction = gradient / gradient.norm()
+    # Rounding to fp16 hides what is smaller; with few parameters the loss bends sooner.
+    table_bits = next(iter(written.matrices.values())).codebook["lut_bits"]
+    size = 0.1 if table_bits else 0.05
     values = []
     for sign in (1, -1):
         with torch.no_grad():
-            setup.codebooks.offset += sign * 0.3 * direction
+            setup.codebooks.offset += sign * size * direction
         values.append(setup.gradient([2])[0])
         with torch.no_grad():
-            setup.codebooks.offset -= sign * 0.3 * direction
-    assert (values[0] - values[1]) / 0.6 == pytest.approx(gradient.norm().item(), rel=3e-2)
+            setup.codebooks.offset -= sign * size * direction
+    assert (values[0] - values[1]) / (2 * size) == pytest.approx(gradient.norm().item(), rel=3e-2)
 
 
 @pytest.mark.parametrize("device", DEVICES)
