@@ -19,20 +19,17 @@ constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
 /// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is.
 constexpr std::int64_t kFewestWgmmaRows = 17;
 
-// The plane kernel's places, from counts (plane_mma.cuh) and not measured. With groups along K:
-// from two rows, where mask-dot takes 1.6 times what it takes for one, up to where dequantization
-// and cuBLAS (75 us at 14336 x 4096) take less than 0.2 us a column of its mma and plane of W.
-// Without groups the table kernel is next to it, at 12 to 33 us for 4 to 16 rows.
-constexpr std::int64_t kFewestPlaneRows[2] = {3, 2};  // without and with groups
-constexpr std::int64_t kMostPlaneRowsWithoutGroups = 16;
+// The plane kernel's places with groups along K, from counts (plane_mma.cuh) and not measured: from
+// two rows, where mask-dot takes 1.6 times what it takes for one, up to where dequantization and
+// cuBLAS (75 us at 14336 x 4096) take less than 0.2 us a column of its mma and plane of W. Without
+// groups the table kernel keeps its place until the two are measured beside each other.
+constexpr std::int64_t kFewestPlaneRows = 2;
 constexpr std::int64_t kMostPlaneColumns = 384;
 
 /// Whether the plane kernel, which serves these products, beats all that come after mask-dot.
 bool few_plane_columns(const Input& input, const Weights& weights) {
-  if (weights.form.groups(weights.in_features) == 1) {
-    return input.rows <= kMostPlaneRowsWithoutGroups;
-  }
-  return input.rows * plane_mma_parts(weights) * weights.precision <= kMostPlaneColumns;
+  return weights.form.groups(weights.in_features) > 1 &&
+         input.rows * plane_mma_parts(weights) * weights.precision <= kMostPlaneColumns;
 }
 
 int mask_count(const Weights& weights) {
@@ -50,9 +47,8 @@ bool few_masks(const Input& input, const Weights& weights) {
 LinearPath choose_path(const Input& input, std::span<const Product> products,
                        const Device& device) {
   const Weights& first = products.front().weights;
-  const bool grouped = first.form.groups(first.in_features) > 1;
   const bool planes = plane_mma_serves(input, products, device) && few_plane_columns(input, first);
-  if (planes && input.rows >= kFewestPlaneRows[grouped]) return LinearPath::kPlaneMma;
+  if (planes && input.rows >= kFewestPlaneRows) return LinearPath::kPlaneMma;
   const bool masks = mask_dot_serves(input, products, device);
   if (masks && few_masks(input, first)) return LinearPath::kMaskDot;
   if (input.rows >= kFewestWgmmaRows && table_wgmma_serves(input, products, device)) {
