@@ -49,7 +49,7 @@ __device__ __forceinline__ float add_parts(const Parts& parts, std::int64_t head
 
 __device__ __forceinline__ int parts_of(const decoder::Attention& attention, const Parts& parts,
                                         std::int64_t row) {
-  const KeyRange keys = keys_of(attention, row);
+  const KeyRange keys(attention, row);
   const int count = keys.end - keys.begin;
   const int each = part_keys(count, parts.count);
   return (count + each - 1) / each;
