@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
   ptx::wait_for_predecessors();
   const Heads heads(attention, kHeads);
   const int part = static_cast<int>(blockIdx.x);
-  const KeyRange keys = keys_of(attention, heads.row);
+  const KeyRange keys(attention, heads.row);
   const int each = part_keys(keys.end - keys.begin, parts.count);
   const int begin = keys.begin + part * each;
   const int end = min(keys.end, begin + each);
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
   ptx::wait_for_predecessors();
   const Heads heads(attention, kHeads);
   const int part = static_cast<int>(blockIdx.x);  // and the block's rank in its cluster
-  const KeyRange keys = keys_of(attention, heads.row);
+  const KeyRange keys(attention, heads.row);
   const int each = part_keys(keys.end - keys.begin, kClusterParts);
   const int begin = min(keys.end, keys.begin + part * each);
   const int end = min(keys.end, begin + each);

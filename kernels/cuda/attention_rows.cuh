@@ -10,9 +10,6 @@ namespace anyprec::cuda {
 /// The sequence of a row, or -1.
 __device__ __forceinline__ int sequence_of(const decoder::Attention& attention, std::int64_t row) {
   const std::int32_t* const start = attention.sequence_start;
-  if (row < attention.sequences && start[row] == row && start[row + 1] == row + 1) {
-    return static_cast<int>(row);  // one row a sequence
-  }
   int low = 0, high = attention.sequences;  // start[low] <= row < start[high]
   if (row < start[0] || row >= start[high]) return -1;
   while (high - low > 1) {
@@ -27,16 +24,31 @@ struct KeyRange {
   int sequence;
   int begin;
   int end;
-};
 
-__device__ __forceinline__ KeyRange keys_of(const decoder::Attention& attention, std::int64_t row) {
-  const int sequence = sequence_of(attention, row);
-  if (sequence < 0) return {0, 0, 0};
-  const int rows_after = attention.sequence_start[sequence + 1] - 1 - static_cast<int>(row);
-  const int end = max(0, attention.lengths[sequence] - rows_after);
-  const int begin = attention.window > 0 ? max(0, end - attention.window) : 0;
-  return {sequence, begin, end};
-}
+  __device__ __forceinline__ KeyRange(const decoder::Attention& attention, std::int64_t row) {
+    // Most often each sequence has one row. The three loads do not wait for each other.
+    if (row < attention.sequences) {
+      sequence = static_cast<int>(row);
+      const int first = attention.sequence_start[sequence];
+      const int next = attention.sequence_start[sequence + 1];
+      end = attention.lengths[sequence];
+      if (first != row || next != row + 1) *this = {attention, row, sequence_of(attention, row)};
+    } else {
+      *this = {attention, row, sequence_of(attention, row)};
+    }
+    begin = attention.window > 0 ? max(0, end - attention.window) : 0;
+  }
+
+ private:
+  /// Without the window.
+  __device__ __forceinline__ KeyRange(const decoder::Attention& attention, std::int64_t row,
+                                      int of_row)
+      : sequence(max(0, of_row)), begin(0), end(0) {
+    if (of_row < 0) return;
+    const int rows_after = attention.sequence_start[of_row + 1] - 1 - static_cast<int>(row);
+    end = max(0, attention.lengths[of_row] - rows_after);
+  }
+};
 
 /// The first element of a position's head in a cache.
 __device__ __forceinline__ std::int64_t cache_offset(const decoder::Attention& attention,
