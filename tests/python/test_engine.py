@@ -251,3 +251,21 @@ def test_random_weights_of_a_shape():
         logits = engine.logits(PROMPT)
         assert logits.shape == (len(PROMPT), VOCABULARY)
         assert logits.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_real_model_says_what_it_says_with_hugging_face(smollm2_gguf, tmp_path):
+    from anyprec.source import load_source
+
+    source = load_source(smollm2_gguf)
+    path = write_checkpoint(tmp_path / "out", source.model, (5, 6, 7, 8)).path
+    model = AnyPrecisionForCausalLM.from_quantized(path, dtype=torch.float32)
+    engine = NativeEngine.from_directory(path)
+    ids = source.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    for precision in (6, 8):
+        wanted = model(ids, precision=precision).logits[0]
+        assert largest_difference(engine.logits(ids[0].tolist(), precision), wanted) < 2e-3
+        options = {"max_new_tokens": 12, "do_sample": False, "precision": precision}
+        text = model.generate(ids, engine="native", **options)
+        assert text.tolist() == model.generate(ids, engine="huggingface", **options).tolist()
+    assert "Paris" in source.tokenizer.decode(text[0])
