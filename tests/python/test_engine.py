@@ -213,6 +213,26 @@ def test_refusals_name_the_families():
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": "many"}, "vocab_size: found"),
+        ({"hidden_size": 0}, "hidden_size: found"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: found"),
+        ({"num_key_value_heads": 3}, "wanted a divisor of num_attention_heads 4"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps: found"),
+        ({"layer_types": ["full_attention"]}, "layer_types: found"),
+        ({"layer_types": [1, 2]}, "a list of strings"),
+        ({"layer_types": ["linear_attention"] * 2}, "linear_attention"),
+        ({"rope_parameters": [1]}, "rope_parameters: found"),
+    ],
+)
+def test_a_malformed_config_is_told(changes, message):
+    config = json.loads(tiny_model("qwen2").config.to_json_string())
+    assert refusal(json.dumps(config)) == ""
+    assert message in refusal(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"dtype": "int8"}, "dtype: found 'int8'"),
