@@ -168,8 +168,10 @@ struct AttentionTile {
   std::vector<float> out;      ///< [queries, padded]
   std::vector<float> largest;  ///< [queries]
   std::vector<float> total;    ///< [queries]
-  std::vector<float> keys;     ///< [16, padded]
-  std::vector<float> values;   ///< [16, padded]
+  std::vector<float> keys;     ///< [16, padded], where the cache has another type
+  std::vector<float> values;   ///< likewise
+  const float* key_rows[kLanes];
+  const float* value_rows[kLanes];
 
   AttentionTile(int count, int size)
       : queries(count), padded((size + kLanes - 1) / kLanes * kLanes) {
@@ -190,7 +192,7 @@ struct AttentionTile {
     for (int d = 0; d < padded; d += kLanes) {
       const Vec x = load<ScalarType::kFloat32>(vector, d, kLanes);
       for (int j = 0; j < kLanes; ++j) {
-        products[j] += x * load<ScalarType::kFloat32>(keys.data() + j * padded, d, kLanes);
+        products[j] += x * load<ScalarType::kFloat32>(key_rows[j], d, kLanes);
       }
     }
     Vec scores = sums_of(products);
@@ -206,17 +208,47 @@ struct AttentionTile {
       total[query] *= correction;
       for (int d = 0; d < padded; ++d) to[d] *= correction;
     }
-    const Vec p = exponential(scores - largest[query]);
-    total[query] += sum_of(p);
-    for (int d = 0; d < padded; d += kLanes) {
-      Vec sum = load<ScalarType::kFloat32>(to, d, kLanes);
-      for (int j = first; j < end; ++j) {
-        sum += p[j] * load<ScalarType::kFloat32>(values.data() + j * padded, d, kLanes);
+    const Vec powers = exponential(scores - largest[query]);
+    total[query] += sum_of(powers);
+    float p[kLanes];
+    store<ScalarType::kFloat32>(p, 0, kLanes, powers);
+    int d = 0;
+    for (; d + 4 * kLanes <= padded; d += 4 * kLanes) add_values<4>(p, first, end, d, to);
+    for (; d < padded; d += kLanes) add_values<1>(p, first, end, d, to);
+  }
+
+ private:
+  /// Elements [d, d + 16 kVecs) of the weighted sum of values.
+  template <int kVecs>
+  void add_values(const float* p, int first, int end, int d, float* to) const {
+    Vec sums[kVecs];
+    for (int i = 0; i < kVecs; ++i)
+      sums[i] = load<ScalarType::kFloat32>(to, d + i * kLanes, kLanes);
+    for (int j = first; j < end; ++j) {
+      for (int i = 0; i < kVecs; ++i) {
+        sums[i] += p[j] * load<ScalarType::kFloat32>(value_rows[j], d + i * kLanes, kLanes);
       }
-      store<ScalarType::kFloat32>(to, d, kLanes, sum);
+    }
+    for (int i = 0; i < kVecs; ++i) {
+      store<ScalarType::kFloat32>(to, d + i * kLanes, kLanes, sums[i]);
     }
   }
 };
+
+/// `size` elements of a cache in fp32, `padded` by zeros: in place where they are that already,
+/// else in `room`.
+template <ScalarType kType>
+inline const float* row_of(const void* cache, std::int64_t first, int size, int padded,
+                           float* room) {
+  const void* const from = element<kType>(cache, first);
+  if constexpr (kType == ScalarType::kFloat32) {
+    if (size == padded) return static_cast<const float*>(from);
+  }
+  for (int d = 0; d < size; d += kLanes) {
+    store<ScalarType::kFloat32>(room, d, kLanes, load<kType>(from, d, size - d));
+  }
+  return room;
+}
 
 template <ScalarType kType>
 void attend(const decoder::Attention& attention, int sequence, int head, std::int64_t begin,
@@ -244,20 +276,17 @@ void attend(const decoder::Attention& attention, int sequence, int head, std::in
   if (attention.window > 0) first = std::max<std::int64_t>(0, begin + shift - attention.window + 1);
   for (std::int64_t base = first / kLanes * kLanes; base < last; base += kLanes) {
     const int count = static_cast<int>(std::min<std::int64_t>(kLanes, last - base));
-    for (int j = 0; j < count; ++j) {
-      const std::int64_t position = base + j;
+    for (int j = 0; j < kLanes; ++j) {
+      // Lanes past the last key repeat it: they do not count.
+      const std::int64_t position = base + std::min(j, count - 1);
       const std::int64_t slot =
           static_cast<std::int64_t>(blocks[position / block_size]) * block_size +
           position % block_size;
       const std::int64_t at = (slot * attention.cache.heads + head) * size;
-      for (int d = 0; d < size; d += kLanes) {
-        store<ScalarType::kFloat32>(
-            tile.keys.data() + j * tile.padded, d, kLanes,
-            load<kType>(element<kType>(attention.key_cache, at), d, size - d));
-        store<ScalarType::kFloat32>(
-            tile.values.data() + j * tile.padded, d, kLanes,
-            load<kType>(element<kType>(attention.value_cache, at), d, size - d));
-      }
+      tile.key_rows[j] = row_of<kType>(attention.key_cache, at, size, tile.padded,
+                                       tile.keys.data() + j * tile.padded);
+      tile.value_rows[j] = row_of<kType>(attention.value_cache, at, size, tile.padded,
+                                         tile.values.data() + j * tile.padded);
     }
     for (int query = 0; query < tile.queries; ++query) {
       const std::int64_t position = begin + query / group + shift;

@@ -132,24 +132,26 @@ inline void store(void* to, std::int64_t first, std::int64_t count, const Vec& v
   std::memcpy(p, lanes, static_cast<std::size_t>(count) * sizeof(Type));
 }
 
-inline float sum_of(const Vec& v) {
-  float halves[kLanes];
-  std::memcpy(halves, &v, sizeof(v));
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) halves[i] += halves[i + width];
-  }
-  return halves[0];
+/// The lanes kSteps further on, in a circle.
+template <int kSteps>
+inline Vec turned(const Vec& v) {
+  const Ints from = (Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + kSteps) & 15;
+  return __builtin_shuffle(v, from);
 }
 
-inline float largest_of(const Vec& v) {
-  float halves[kLanes];
-  std::memcpy(halves, &v, sizeof(v));
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      halves[i] = halves[i] > halves[i + width] ? halves[i] : halves[i + width];
-    }
-  }
-  return halves[0];
+inline float sum_of(Vec v) {
+  v += turned<8>(v);
+  v += turned<4>(v);
+  v += turned<2>(v);
+  return v[0] + v[1];
+}
+
+inline float largest_of(Vec v) {
+  const auto larger = [](const Vec& a, const Vec& b) { return a > b ? a : b; };
+  v = larger(v, turned<8>(v));
+  v = larger(v, turned<4>(v));
+  v = larger(v, turned<2>(v));
+  return v[0] > v[1] ? v[0] : v[1];
 }
 
 /// The sums of 16 vectors, in their order.

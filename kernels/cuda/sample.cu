@@ -24,7 +24,7 @@ struct Shared {
   std::uint64_t best[kWarps];
   Amount rest;
   std::uint32_t prefix;
-  int thread;
+  int token;
 };
 
 __device__ __forceinline__ Amount warp_add(Amount value) {
@@ -45,6 +45,25 @@ __device__ __forceinline__ Amount block_add(Amount value, Shared& shared) {
   return sum;
 }
 
+/// Calls body(token, logit) for the block's tokens, whole warps at a time (a token past the end has
+/// the number `count`), with several loads under way.
+template <class Body>
+__device__ __forceinline__ void for_each_token(const float* logits, int count, const Body& body) {
+  constexpr int kLoads = 8;
+  for (int base = 0; base < count; base += kLoads * kThreads) {
+    float values[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int token = base + i * kThreads + static_cast<int>(threadIdx.x);
+      values[i] = token < count ? logits[token] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      body(min(base + i * kThreads + static_cast<int>(threadIdx.x), count), values[i]);
+    }
+  }
+}
+
 /// A row with its penalties applied.
 struct Row {
   const float* logits;
@@ -52,14 +71,14 @@ struct Row {
   float largest;
   float scale;
 
-  __device__ __forceinline__ std::uint64_t weight(int token, std::uint32_t least) const {
-    const float logit = logits[token];
+  /// Of a token with this logit; 0 below a key.
+  __device__ __forceinline__ std::uint64_t weight(float logit, std::uint32_t least) const {
     return sampling::key_of(logit) >= least ? sampling::weight_of(logit, largest, scale) : 0;
   }
 };
 
 /// The largest key such that the amounts of tokens with it or a larger one sum to `wanted`. amount:
-/// of a token, 0 where it does not count.
+/// of a logit, 0 where its token does not count.
 template <class AmountOf>
 __device__ __forceinline__ std::uint32_t threshold(const Row& row, Amount wanted, Shared& shared,
                                                    const AmountOf& amount) {
@@ -70,22 +89,21 @@ __device__ __forceinline__ std::uint32_t threshold(const Row& row, Amount wanted
     for (int i = threadIdx.x; i < kDigits; i += kThreads) shared.sums[i] = 0;
     __syncthreads();
     const std::uint32_t known = shift + kDigitBits == 32 ? 0u : ~0u << (shift + kDigitBits);
-    for (int base = 0; base < row.count; base += kThreads) {
-      const int token = base + static_cast<int>(threadIdx.x);
-      const std::uint32_t key = token < row.count ? sampling::key_of(row.logits[token]) : 0;
+    for_each_token(row.logits, row.count, [&](int token, float logit) {
+      const std::uint32_t key = sampling::key_of(logit);
       const bool counts = token < row.count && (key & known) == prefix;
       const unsigned lanes = __ballot_sync(~0u, counts);
-      if (!counts) continue;
+      if (!counts) return;
       // Logits share their first digits: a warp adds up those of one digit before it writes.
       const std::uint32_t digit = key >> shift & (kDigits - 1);
       const unsigned peers = __match_any_sync(lanes, digit);
-      const Amount value = amount(token);  // at most 2^40
+      const Amount value = amount(logit);  // at most 2^40
       const unsigned low = __reduce_add_sync(peers, static_cast<unsigned>(value & 0xfffffu));
       const unsigned high = __reduce_add_sync(peers, static_cast<unsigned>(value >> 20));
       if (static_cast<int>(threadIdx.x) % 32 == __ffs(static_cast<int>(peers)) - 1) {
         atomicAdd(&shared.sums[digit], (static_cast<Amount>(high) << 20) + low);
       }
-    }
+    });
     __syncthreads();
     if (threadIdx.x < 32) {
       // A lane has eight digits, the largest first.
@@ -120,8 +138,9 @@ __device__ __forceinline__ std::uint32_t threshold(const Row& row, Amount wanted
 }
 
 /// The first token whose weight and those of all before it exceed `rest`, which is below the sum.
+/// weight: of a logit.
 template <class WeightOf>
-__device__ __forceinline__ int pick(int count, Amount rest, Shared& shared,
+__device__ __forceinline__ int pick(const float* logits, int count, Amount rest, Shared& shared,
                                     const WeightOf& weight) {
   // A warp has a run of tokens; the warp's run that `rest` falls into is divided among all threads.
   int begin = 0;
@@ -130,8 +149,9 @@ __device__ __forceinline__ int pick(int count, Amount rest, Shared& shared,
     const int warp = threadIdx.x / 32;
     const int first = min(count, warp * each), end = min(count, first + each);
     Amount sum = 0;
+#pragma unroll 8
     for (int token = first + static_cast<int>(threadIdx.x) % 32; token < end; token += 32) {
-      sum += weight(token);
+      sum += weight(logits[token]);
     }
     sum = warp_add(sum);
     __syncthreads();
@@ -146,7 +166,7 @@ __device__ __forceinline__ int pick(int count, Amount rest, Shared& shared,
   const int first = min(count, begin + static_cast<int>(threadIdx.x) * each);
   const int end = min(count, first + each);
   Amount sum = 0;
-  for (int token = first; token < end; ++token) sum += weight(token);
+  for (int token = first; token < end; ++token) sum += weight(logits[token]);
   // Sums before each thread: in its warp, and of the warps before.
   Amount until = sum;
 #pragma unroll
@@ -162,48 +182,25 @@ __device__ __forceinline__ int pick(int count, Amount rest, Shared& shared,
     Amount left = rest - (until - sum);
     int token = first;
     while (token < end - 1) {
-      const Amount w = weight(token);
+      const Amount w = weight(logits[token]);
       if (left < w) break;
       left -= w;
       ++token;
     }
-    shared.thread = token;
+    shared.token = token;
   }
   __syncthreads();
-  return shared.thread;
+  return shared.token;
 }
 
-__global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Sampling s) {
-  __shared__ Shared shared;
-  ptx::launch_dependents();
-  ptx::wait_for_predecessors();
-  const std::int64_t index = blockIdx.x;
-  const int count = static_cast<int>(s.vocabulary);
-  const std::int64_t at = index * s.vocabulary;
-  float* const logits = s.adjusted + at;
-  for (int token = threadIdx.x; token < count; token += kThreads) {
-    logits[token] = load_scalar(s.logits, s.type, at + token);
-  }
-  __syncthreads();
-  const float penalty = s.repetition_penalty[index];
-  if (penalty != 1.0f) {
-    for (std::int64_t i = threadIdx.x; i < s.history_length; i += kThreads) {
-      const std::int64_t token = s.history[index * s.history_length + i];
-      if (token < 0 || token >= count) continue;
-      // From its origin: a token that comes twice is penalized once.
-      logits[token] = sampling::penalized(load_scalar(s.logits, s.type, at + token), penalty);
-    }
-    __syncthreads();
-  }
+/// Orders by key, and of one key the first token last: the largest is the one wanted.
+__device__ __forceinline__ std::uint64_t candidate(float logit, int token) {
+  return static_cast<std::uint64_t>(sampling::key_of(logit)) << 32 |
+         static_cast<std::uint32_t>(~token);
+}
 
-  // The largest key, of equal ones the first token.
-  std::uint64_t best = 0;
-  for (int token = threadIdx.x; token < count; token += kThreads) {
-    const std::uint64_t candidate = static_cast<std::uint64_t>(sampling::key_of(logits[token]))
-                                        << 32 |
-                                    static_cast<std::uint32_t>(~token);
-    best = candidate > best ? candidate : best;
-  }
+/// The token of the largest candidate. Every thread of the block calls it with its own best one.
+__device__ __forceinline__ int token_of_largest(std::uint64_t best, Shared& shared) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
     const std::uint64_t other = __shfl_xor_sync(~0u, static_cast<unsigned long long>(best), step);
@@ -213,10 +210,57 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Samplin
   __syncthreads();
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) best = shared.best[w] > best ? shared.best[w] : best;
-  const int first = static_cast<int>(~static_cast<std::uint32_t>(best));
+  return static_cast<int>(~static_cast<std::uint32_t>(best));
+}
 
+template <ScalarType kType>
+__global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Sampling s, bool wide) {
+  __shared__ Shared shared;
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const std::int64_t index = blockIdx.x;
+  const int count = static_cast<int>(s.vocabulary);
+  const std::int64_t at = index * s.vocabulary;
+  const void* const from = static_cast<const char*>(s.logits) + at * scalar_bytes(kType);
+  float* const logits = s.adjusted + at;
+  const float penalty = s.repetition_penalty[index];
   const float temperature = s.temperature[index];
-  if (!(temperature > 0.0f)) {
+  const bool greedy = !(temperature > 0.0f);
+
+  std::uint64_t best = 0;
+#pragma unroll 4
+  for (int first = static_cast<int>(threadIdx.x) * kVector; first < count;
+       first += kThreads * kVector) {
+    float v[kVector];
+    load_vector<kType>(from, first, count, wide, v);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (first + i >= count) continue;
+      const std::uint64_t other = candidate(v[i], first + i);
+      best = other > best ? other : best;
+    }
+    if (!greedy || penalty != 1.0f) {
+      store_vector<ScalarType::kFloat32>(logits, first, count, wide, v);
+    }
+  }
+  if (penalty != 1.0f) {
+    __syncthreads();
+    for (std::int64_t i = threadIdx.x; i < s.history_length; i += kThreads) {
+      const std::int64_t token = s.history[index * s.history_length + i];
+      if (token < 0 || token >= count) continue;
+      // From its origin: a token that comes twice is penalized once.
+      logits[token] = sampling::penalized(load_scalar(from, kType, token), penalty);
+    }
+    __syncthreads();
+    best = 0;
+    for_each_token(logits, count, [&](int token, float logit) {
+      if (token == count) return;
+      const std::uint64_t other = candidate(logit, token);
+      best = other > best ? other : best;
+    });
+  }
+  const int first = token_of_largest(best, shared);  // all logits are written when it returns
+  if (greedy) {
     if (threadIdx.x == 0) s.tokens[index] = first;
     return;
   }
@@ -225,32 +269,33 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Samplin
   std::uint32_t least = 0;
   const int top_k = s.top_k[index];
   if (top_k > 0 && top_k < count) {
-    least = threshold(row, static_cast<Amount>(top_k), shared, [](int) { return Amount{1}; });
+    least = threshold(row, static_cast<Amount>(top_k), shared, [](float) { return Amount{1}; });
   }
   const float top_p = s.top_p[index];
   if (top_p < 1.0f) {
     const std::uint32_t of_top_k = least;
+    const auto weight = [&](float logit) {
+      return static_cast<Amount>(row.weight(logit, of_top_k));
+    };
     Amount sum = 0;
-    for (int token = threadIdx.x; token < count; token += kThreads) {
-      sum += row.weight(token, of_top_k);
-    }
-    const Amount wanted = sampling::wanted_weight(top_p, block_add(sum, shared));
-    least = threshold(row, wanted, shared,
-                      [&](int token) { return static_cast<Amount>(row.weight(token, of_top_k)); });
+    for_each_token(logits, count,
+                   [&](int token, float logit) { sum += token < count ? weight(logit) : 0; });
+    least = threshold(row, sampling::wanted_weight(top_p, block_add(sum, shared)), shared, weight);
   }
   const std::uint64_t least_weight = sampling::least_weight(s.min_p[index]);
-  const auto kept = [&](int token) {
-    const std::uint64_t weight = row.weight(token, least);
+  const auto kept = [&](float logit) {
+    const std::uint64_t weight = row.weight(logit, least);
     return static_cast<Amount>(weight >= least_weight ? weight : 0);
   };
   Amount sum = 0;
-  for (int token = threadIdx.x; token < count; token += kThreads) sum += kept(token);
+  for_each_token(logits, count,
+                 [&](int token, float logit) { sum += token < count ? kept(logit) : 0; });
   const Amount total = block_add(sum, shared);
   const Amount rest = sampling::below(sampling::philox(static_cast<std::uint64_t>(s.seed[index]),
                                                        static_cast<std::uint64_t>(s.step[index])),
                                       total);
   // No weights where no logit is a number.
-  const int token = total > 0 ? pick(count, rest, shared, kept) : first;
+  const int token = total > 0 ? pick(logits, count, rest, shared, kept) : first;
   if (threadIdx.x == 0) s.tokens[index] = token;
 }
 
@@ -260,8 +305,15 @@ cudaError_t sample(const decoder::Sampling& sampling, cudaStream_t stream) {
   if (sampling.rows == 0) return cudaSuccess;
   Device device;
   if (const cudaError_t status = current_device(device); status != cudaSuccess) return status;
-  return launch(sample_kernel, device, dim3(static_cast<unsigned>(sampling.rows)), kThreads, 0,
-                stream, sampling);
+  const auto aligned = [](const void* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
+  };
+  const bool wide =
+      sampling.vocabulary % kVector == 0 && aligned(sampling.logits) && aligned(sampling.adjusted);
+  return with_type(sampling.type, [&](auto type) {
+    return launch(sample_kernel<type()>, device, dim3(static_cast<unsigned>(sampling.rows)),
+                  kThreads, 0, stream, sampling, wide);
+  });
 }
 
 }  // namespace anyprec::cuda
