@@ -167,6 +167,11 @@ def test_generate_sees_changed_weights(checkpoint):
     after = model.generate(ids, engine="native", **options)
     assert after.tolist() == model.generate(ids, engine="huggingface", **options).tolist()
     assert after.tolist() != before.tolist()
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    again = model.generate(ids, engine="native", **options)
+    assert again.tolist() == model.generate(ids, engine="huggingface", **options).tolist()
+    assert again.tolist() != after.tolist()
 
 
 def test_what_the_engine_lacks_goes_to_hugging_face_and_is_said(checkpoint, caplog):
