@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "anyprec/error.h"
 
@@ -12,6 +13,8 @@ namespace {
 constexpr std::int64_t kGrainElements = 16384;
 /// Rows of queries that share keys and values once they are in fp32.
 constexpr std::int64_t kQueryRows = 16;
+/// Keys of a part where a sequence has one row, so that all threads have work: a multiple of 16.
+constexpr std::int64_t kPartKeys = 256;
 
 std::int64_t grain(std::int64_t columns) {
   return std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, columns));
@@ -98,47 +101,96 @@ void rotary_to_cache(const decoder::RotaryToCache& rotary, const Executor& execu
                         [&](std::int64_t begin, std::int64_t end) { kernel(rotary, begin, end); });
 }
 
+namespace {
+
+/// The runs of a sequence's rows, for each head of the cache; those of a single row in parts.
+void append_parts(const decoder::Attention& attention, int sequence,
+                  std::vector<AttentionPart>& parts) {
+  const std::int64_t rows_end = attention.sequence_start[sequence + 1];
+  const std::int64_t rows = rows_end - attention.sequence_start[sequence];
+  const std::int64_t shift = attention.lengths[sequence] - rows_end;
+  for (std::int64_t begin = rows_end - rows; begin < rows_end; begin += kQueryRows) {
+    const std::int64_t end = std::min(begin + kQueryRows, rows_end);
+    std::int64_t first = 0;
+    if (attention.window > 0) {
+      first = std::max<std::int64_t>(0, begin + shift - attention.window + 1);
+    }
+    const std::int64_t last = end + shift;
+    const std::int64_t each = rows == 1 ? kPartKeys : last;
+    for (int head = 0; head < attention.cache.heads; ++head) {
+      for (std::int64_t key = first; key < last; key += each) {
+        parts.push_back({sequence, head, begin, end, key, std::min(key + each, last), nullptr});
+      }
+    }
+  }
+}
+
+bool same_queries(const AttentionPart& a, const AttentionPart& b) {
+  return a.sequence == b.sequence && a.head == b.head && a.begin == b.begin;
+}
+
+/// Rows that belong to no sequence.
+void clear_others(const decoder::Attention& attention) {
+  const std::int64_t row_bytes = static_cast<std::int64_t>(attention.query_heads) *
+                                 attention.cache.head_size * scalar_bytes(attention.type);
+  char* const y = static_cast<char*>(attention.y);
+  std::fill(y, y + attention.sequence_start[0] * row_bytes, '\0');
+  std::fill(y + attention.sequence_start[attention.sequences] * row_bytes,
+            y + attention.rows * row_bytes, '\0');
+}
+
+}  // namespace
+
 void attention(const decoder::Attention& attention, const Executor& executor, Isa isa) {
-  const int heads = attention.cache.heads;
-  std::int64_t rows_of_none = attention.rows;
-  // Work items: runs of a sequence's rows, for each head of the cache.
-  std::int64_t runs = 0, keys = 0;
+  std::vector<AttentionPart> parts;
   for (int b = 0; b < attention.sequences; ++b) {
     check_sequence(attention, b);
-    const std::int64_t rows = attention.sequence_start[b + 1] - attention.sequence_start[b];
-    runs += (rows + kQueryRows - 1) / kQueryRows;
-    keys += rows * attention.lengths[b];
-    rows_of_none -= rows;
+    append_parts(attention, b, parts);
   }
-  if (rows_of_none > 0) {
-    const std::int64_t row_bytes = static_cast<std::int64_t>(attention.query_heads) *
-                                   attention.cache.head_size * scalar_bytes(attention.type);
-    const std::int64_t first = attention.sequence_start[0];
-    const std::int64_t end = attention.sequence_start[attention.sequences];
-    char* const y = static_cast<char*>(attention.y);
-    std::fill(y, y + first * row_bytes, '\0');
-    std::fill(y + end * row_bytes, y + attention.rows * row_bytes, '\0');
+  clear_others(attention);
+
+  const int group = attention.query_heads / attention.cache.heads;
+  const int size = attention.cache.head_size;
+  const auto count = static_cast<std::int64_t>(parts.size());
+  // Where the run of parts with the queries of part i ends.
+  const auto run_end = [&](std::int64_t i) {
+    std::int64_t end = i + 1;
+    while (end < count && same_queries(parts[i], parts[end])) ++end;
+    return end;
+  };
+  std::int64_t work = 0, state_floats = 0;
+  for (std::int64_t i = 0; i < count; i = run_end(i)) {
+    if (run_end(i) > i + 1) {
+      state_floats += (run_end(i) - i) * attention_state_floats(group, size);
+    }
   }
-  if (runs == 0) return;
-  const auto kernel = decoder_kernels(isa).attention;
-  // A few keys (some 20 microseconds of work) are not worth waking threads.
-  const std::int64_t work = keys * attention.query_heads * attention.cache.head_size;
-  const std::int64_t items = runs * heads;
+  std::vector<float> states(static_cast<std::size_t>(state_floats));
+  float* state = states.data();
+  for (std::int64_t i = 0; i < count;) {
+    const std::int64_t end = run_end(i);
+    const bool shared = end > i + 1;
+    for (; i < end; ++i) {
+      const AttentionPart& part = parts[i];
+      work += (part.end - part.begin) * group * (part.end_key - part.first_key) * size;
+      if (!shared) continue;
+      parts[i].state = state;
+      state += attention_state_floats(group, size);
+    }
+  }
+  const DecoderKernels& kernels = decoder_kernels(isa);
+  // A few keys (some 20 microseconds of work) are not worth waking threads. Later rows see more
+  // keys: first and last parts take turns, so that any run of parts is about as much work.
   executor.parallel_for(
-      items, work < 12 * kGrainElements ? items : 1, [&](std::int64_t begin, std::int64_t end) {
-        std::int64_t run = 0;
-        for (int b = 0; b < attention.sequences; ++b) {
-          for (std::int64_t row = attention.sequence_start[b];
-               row < attention.sequence_start[b + 1]; row += kQueryRows, ++run) {
-            for (int head = 0; head < heads; ++head) {
-              const std::int64_t item = run * heads + head;
-              if (item < begin || item >= end) continue;
-              kernel(attention, b, head, row,
-                     std::min<std::int64_t>(row + kQueryRows, attention.sequence_start[b + 1]));
-            }
-          }
+      count, work < 12 * kGrainElements ? count : 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          kernels.attention(attention, parts[i % 2 == 0 ? i / 2 : count - 1 - i / 2]);
         }
       });
+  for (std::int64_t i = 0; i < count; i = run_end(i)) {
+    if (parts[i].state != nullptr) {
+      kernels.add_parts(attention, &parts[i], static_cast<int>(run_end(i) - i));
+    }
+  }
 }
 
 }  // namespace anyprec::cpu

@@ -19,6 +19,23 @@ void attention(const decoder::Attention& attention, const Executor& executor,
                Isa isa = selected_isa());
 void sample(const decoder::Sampling& sampling, const Executor& executor);
 
+/// The queries of rows [begin, end) of one sequence for one head of the cache, and the keys
+/// [first_key, end_key) of those that they see.
+struct AttentionPart {
+  int sequence;
+  int head;
+  std::int64_t begin;
+  std::int64_t end;
+  std::int64_t first_key;
+  std::int64_t end_key;
+  /// Null: all keys are here, and y is written. Else what add_parts takes: for each query the
+  /// largest score, the sum of powers, and the sums, attention_state_floats in all.
+  float* state;
+};
+constexpr std::int64_t attention_state_floats(std::int64_t queries, int head_size) {
+  return queries * ((head_size + 15) / 16 * 16 + 2);
+}
+
 /// Loops over a part of the work, one set of them for each instruction set (decoder_simd.h).
 struct DecoderKernels {
   /// Rows [begin, end).
@@ -26,9 +43,9 @@ struct DecoderKernels {
   void (*gated)(const decoder::Gated& gated, std::int64_t begin, std::int64_t end);
   void (*rotary_to_cache)(const decoder::RotaryToCache& rotary, std::int64_t begin,
                           std::int64_t end);
-  /// Rows [begin, end) of one sequence, for the queries of one head of the cache.
-  void (*attention)(const decoder::Attention& attention, int sequence, int head, std::int64_t begin,
-                    std::int64_t end);
+  void (*attention)(const decoder::Attention& attention, const AttentionPart& part);
+  /// Writes y from `count` parts of the same queries.
+  void (*add_parts)(const decoder::Attention& attention, const AttentionPart* parts, int count);
 };
 
 /// Those of an instruction set that the machine has.

@@ -250,71 +250,122 @@ inline const float* row_of(const void* cache, std::int64_t first, int size, int 
   return room;
 }
 
+/// Where queries of a part are in q and y.
+struct Queries {
+  const decoder::Attention& attention;
+  const AttentionPart& part;
+  int group;  ///< queries of a row
+
+  Queries(const decoder::Attention& a, const AttentionPart& p)
+      : attention(a), part(p), group(a.query_heads / a.cache.heads) {}
+  int count() const { return static_cast<int>(part.end - part.begin) * group; }
+  std::int64_t at(int query) const {
+    return ((part.begin + query / group) * attention.query_heads + part.head * group +
+            query % group) *
+           attention.cache.head_size;
+  }
+  /// Writes y: sums [padded] times `factor`.
+  template <ScalarType kType>
+  void put(int query, const float* sums, float factor) const {
+    const int size = attention.cache.head_size;
+    for (int d = 0; d < size; d += kLanes) {
+      store<kType>(element<kType>(attention.y, at(query)), d, size - d,
+                   load<ScalarType::kFloat32>(sums, d, kLanes) * factor);
+    }
+  }
+};
+
+inline float inverse_or_zero(float total) { return total > 0.0f ? 1.0f / total : 0.0f; }
+
 template <ScalarType kType>
-void attend(const decoder::Attention& attention, int sequence, int head, std::int64_t begin,
-            std::int64_t end) {
+void attend(const decoder::Attention& attention, const AttentionPart& part) {
+  const Queries queries(attention, part);
   const int size = attention.cache.head_size;
-  const int group = attention.query_heads / attention.cache.heads;
   const int block_size = attention.cache.block_size;
   const std::int32_t* const blocks =
-      attention.block_table + static_cast<std::int64_t>(sequence) * attention.max_blocks;
-  AttentionTile tile(static_cast<int>(end - begin) * group, size);
-  const auto query_at = [&](int query) {
-    return ((begin + query / group) * attention.query_heads + head * group + query % group) * size;
-  };
+      attention.block_table + static_cast<std::int64_t>(part.sequence) * attention.max_blocks;
+  AttentionTile tile(queries.count(), size);
   for (int query = 0; query < tile.queries; ++query) {
     for (int d = 0; d < size; d += kLanes) {
       store<ScalarType::kFloat32>(
           tile.q.data() + query * tile.padded, d, kLanes,
-          load<kType>(element<kType>(attention.q, query_at(query)), d, size - d) * attention.scale);
+          load<kType>(element<kType>(attention.q, queries.at(query)), d, size - d) *
+              attention.scale);
     }
   }
   // The position of row r is r + shift.
-  const std::int64_t shift = attention.lengths[sequence] - attention.sequence_start[sequence + 1];
-  const std::int64_t last = std::min<std::int64_t>(end + shift, attention.lengths[sequence]);
-  std::int64_t first = 0;
-  if (attention.window > 0) first = std::max<std::int64_t>(0, begin + shift - attention.window + 1);
-  for (std::int64_t base = first / kLanes * kLanes; base < last; base += kLanes) {
-    const int count = static_cast<int>(std::min<std::int64_t>(kLanes, last - base));
+  const std::int64_t shift =
+      attention.lengths[part.sequence] - attention.sequence_start[part.sequence + 1];
+  for (std::int64_t base = part.first_key; base < part.end_key; base += kLanes) {
+    const int count = static_cast<int>(std::min<std::int64_t>(kLanes, part.end_key - base));
     for (int j = 0; j < kLanes; ++j) {
       // Lanes past the last key repeat it: they do not count.
       const std::int64_t position = base + std::min(j, count - 1);
       const std::int64_t slot =
           static_cast<std::int64_t>(blocks[position / block_size]) * block_size +
           position % block_size;
-      const std::int64_t at = (slot * attention.cache.heads + head) * size;
+      const std::int64_t at = (slot * attention.cache.heads + part.head) * size;
       tile.key_rows[j] = row_of<kType>(attention.key_cache, at, size, tile.padded,
                                        tile.keys.data() + j * tile.padded);
       tile.value_rows[j] = row_of<kType>(attention.value_cache, at, size, tile.padded,
                                          tile.values.data() + j * tile.padded);
     }
     for (int query = 0; query < tile.queries; ++query) {
-      const std::int64_t position = begin + query / group + shift;
+      const std::int64_t position = part.begin + query / queries.group + shift;
       const std::int64_t seen = std::min<std::int64_t>(count, position + 1 - base);
       std::int64_t from = 0;
-      if (attention.window > 0)
+      if (attention.window > 0) {
         from = std::max<std::int64_t>(0, position - attention.window + 1 - base);
-      if (from < seen)
+      }
+      if (from < seen) {
         tile.add(query, static_cast<int>(from), static_cast<int>(seen), attention.softcap);
+      }
     }
   }
   for (int query = 0; query < tile.queries; ++query) {
-    const float inverse = tile.total[query] > 0.0f ? 1.0f / tile.total[query] : 0.0f;
-    for (int d = 0; d < size; d += kLanes) {
-      store<kType>(
-          element<kType>(attention.y, query_at(query)), d, size - d,
-          load<ScalarType::kFloat32>(tile.out.data() + query * tile.padded, d, kLanes) * inverse);
+    const float* const sums = tile.out.data() + query * tile.padded;
+    if (part.state == nullptr) {
+      queries.put<kType>(query, sums, inverse_or_zero(tile.total[query]));
+    } else {
+      float* const state = part.state + query * (tile.padded + 2);
+      state[0] = tile.largest[query];
+      state[1] = tile.total[query];
+      std::copy(sums, sums + tile.padded, state + 2);
     }
   }
 }
 
-void attention_rows(const decoder::Attention& attention, int sequence, int head, std::int64_t begin,
-                    std::int64_t end) {
-  with_type(attention.type,
-            [&](auto type) { attend<type()>(attention, sequence, head, begin, end); });
+void attend_part(const decoder::Attention& attention, const AttentionPart& part) {
+  with_type(attention.type, [&](auto type) { attend<type()>(attention, part); });
 }
 
-constexpr DecoderKernels kDecoderKernels{rms_norm_rows, gated_rows, rotary_rows, attention_rows};
+void add_parts(const decoder::Attention& attention, const AttentionPart* parts, int count) {
+  const Queries queries(attention, parts[0]);
+  const int padded = (attention.cache.head_size + kLanes - 1) / kLanes * kLanes;
+  std::vector<float> sums(static_cast<std::size_t>(padded));
+  for (int query = 0; query < queries.count(); ++query) {
+    const auto state = [&](int p) { return parts[p].state + query * (padded + 2); };
+    float most = state(0)[0];
+    for (int p = 1; p < count; ++p) most = std::max(most, state(p)[0]);
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    float total = 0.0f;
+    for (int p = 0; p < count; ++p) {
+      const float factor = exponential(broadcast(state(p)[0] - most))[0];
+      total += state(p)[1] * factor;
+      for (int d = 0; d < padded; d += kLanes) {
+        store<ScalarType::kFloat32>(
+            sums.data(), d, kLanes,
+            load<ScalarType::kFloat32>(sums.data(), d, kLanes) +
+                factor * load<ScalarType::kFloat32>(state(p) + 2, d, kLanes));
+      }
+    }
+    with_type(attention.type,
+              [&](auto type) { queries.put<type()>(query, sums.data(), inverse_or_zero(total)); });
+  }
+}
+
+constexpr DecoderKernels kDecoderKernels{rms_norm_rows, gated_rows, rotary_rows, attend_part,
+                                         add_parts};
 
 }  // namespace
 }  // namespace anyprec::cpu

@@ -95,6 +95,42 @@ __global__ void __launch_bounds__(kPlanesThreads)
   put_planes<kPlanesThreads>(out, row, shared_row, kType, columns, scratch);
 }
 
+constexpr int kCluster = 8;
+constexpr int kClusterThreads = 256;
+
+/// A cluster of blocks a row, each with a part of its units of planes.
+template <ScalarType kType>
+__global__ void __launch_bounds__(kClusterThreads)
+    add_parts_cluster_kernel(const decoder::Attention attention, const Parts parts,
+                             const PlanesOut out) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char share[];
+  __shared__ ClusterPlanes<kClusterThreads> shared;
+  ptx::launch_dependents();
+  ptx::wait_for_predecessors();
+  const int size = attention.cache.head_size;
+  const int columns = attention.query_heads * size;
+  const int rank = static_cast<int>(blockIdx.x) % kCluster;
+  const std::int64_t row = blockIdx.x / kCluster;
+  const int all_units = static_cast<int>(unit_count(columns));
+  const int first_unit = all_units * rank / kCluster;
+  const int units = all_units * (rank + 1) / kCluster - first_unit;
+  const int first = first_unit * kUnitColumns;
+  const int count = min(columns - first, units * kUnitColumns);
+  const int part_count = parts_of(attention, parts, row);
+  for (int i = threadIdx.x; i < count; i += kClusterThreads) {
+    const int column = first + i;
+    const float value = add_parts(parts, row * attention.query_heads + column / size, part_count,
+                                  size, column % size);
+    store_scalar(attention.y, kType, row * columns + column, value);
+    store_scalar(share, kType, i, value);
+  }
+  __syncthreads();
+  put_cluster_planes<kClusterThreads, kCluster>(out, row, columns, share, kType, count, first_unit,
+                                                units, rank, shared);
+#endif
+}
+
 std::int64_t head_parts(const decoder::Attention& attention) {
   return attention.rows * attention.query_heads * part_count(attention);
 }
@@ -132,6 +168,14 @@ cudaError_t attention_decode(const decoder::Attention& attention, const PlanesOu
       const std::int64_t blocks = (attention.rows * columns + kAddThreads - 1) / kAddThreads;
       return launch(add_parts_kernel<kType>, device, dim3(static_cast<unsigned>(blocks)),
                     kAddThreads, 0, stream, attention, parts);
+    }
+    if (device.major == 9) {
+      const std::int64_t units = (unit_count(columns) + kCluster - 1) / kCluster;
+      return launch_clusters(add_parts_cluster_kernel<kType>, device,
+                             dim3(static_cast<unsigned>(attention.rows * kCluster)), kCluster,
+                             kClusterThreads,
+                             static_cast<int>(units * kUnitColumns * scalar_bytes(kType)), stream,
+                             attention, parts, planes);
     }
     return launch(add_parts_planes_kernel<kType>, device,
                   dim3(static_cast<unsigned>(attention.rows)), kPlanesThreads,

@@ -237,6 +237,20 @@ def test_a_row_gives_the_same_bytes_in_every_batch_of_decoding(device):
     assert torch.equal(together, ops.engine_attention(*case.arguments()))
 
 
+@pytest.mark.parametrize("rows", [[1, 1], [100, 1]])
+def test_any_number_of_threads_gives_the_same_bytes(rows):
+    case = Sequences(rows, [900, 1500], 9, 3, 64, torch.float32, "cpu")
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(ops.engine_attention(*case.arguments()))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 # ---- bit planes of activations ----
 
 
