@@ -226,7 +226,7 @@ def resident_engine(model: AnyPrecisionForCausalLM, call: Call) -> Resident:
     Raises NotImplementedError where the engine lacks something on the model's device.
     """
     state = {name: t.detach() for name, t in model.state_dict(keep_vars=True).items()}
-    key = (model.dtype, *((t.data_ptr(), t.dtype, t.device) for t in state.values()))
+    key = (model.dtype, *map(_identity, state.values()))
     positions = model.config.get_text_config().max_position_embeddings
     length = min(positions, _round_up(call.input_ids.shape[1] + call.new_tokens))
     batch = len(call.prompts)
@@ -259,6 +259,12 @@ def resident_engine(model: AnyPrecisionForCausalLM, call: Call) -> Resident:
         )
         _residents[model] = Resident(engine, key, tokens, length, batch)
         return _residents[model]
+
+
+def _identity(tensor: Tensor) -> tuple:
+    """Changes when a tensor is replaced or written to: the engine may hold a copy of it."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.dtype, tensor.device, version
 
 
 def _round_up(tokens: int) -> int:

@@ -13,6 +13,8 @@ namespace {
 
 using format::Json;
 
+// Far more than any model has; a list of them is made before a tensor is looked for.
+constexpr std::int64_t kMostLayers = 16384;
 constexpr std::string_view kSliding = "sliding_attention";
 constexpr std::string_view kFull = "full_attention";
 
@@ -153,6 +155,7 @@ std::string_view implied_type(const Values& values, const Values& family, std::i
 
 void read_layers(const Values& values, const Values& family, ModelConfig& config) {
   const std::int64_t count = values.size("num_hidden_layers");
+  if (count > kMostLayers) values.reject("num_hidden_layers", "at most 16384");
   const std::string rule = family.text("sliding_window", "layer_types");
   const std::int64_t window = values.size("sliding_window", 0);
   const Json* const types = rule == "layer_types" ? values.find("layer_types") : nullptr;

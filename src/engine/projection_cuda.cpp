@@ -64,11 +64,17 @@ void multiply_cuda(const at::Tensor& x, std::span<const Part> parts, const at::T
 }
 
 bool takes_planes_cuda(const Part& part, at::ScalarType type, std::int64_t rows) {
-  const std::int64_t k = part.projection->in_features;
-  const cuda::Input input{
-      .x = nullptr, .x_stride = k, .rows = rows, .type = ops::to_scalar_type(type)};
-  const cuda::Product product{.weights = part.projection->weights(part.precision),
-                              .y_stride = part.projection->out_features};
+  const Projection& projection = *part.projection;
+  // The question is asked before there are x and y. It wants addresses, and reads nothing there.
+  void* const anywhere = projection.planes.data_ptr();
+  const cuda::Input input{.x = anywhere,
+                          .x_stride = projection.in_features,
+                          .rows = rows,
+                          .type = ops::to_scalar_type(type)};
+  const cuda::Product product{.weights = projection.weights(part.precision),
+                              .bias = nullptr,
+                              .y = anywhere,
+                              .y_stride = projection.out_features};
   return cuda::linear_path(input, {&product, 1}) == cuda::LinearPath::kMaskDot;
 }
 

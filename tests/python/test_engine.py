@@ -167,6 +167,11 @@ def test_generate_sees_changed_weights(checkpoint):
     after = model.generate(ids, engine="native", **options)
     assert after.tolist() == model.generate(ids, engine="huggingface", **options).tolist()
     assert after.tolist() != before.tolist()
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    again = model.generate(ids, engine="native", **options)
+    assert again.tolist() == model.generate(ids, engine="huggingface", **options).tolist()
+    assert again.tolist() != after.tolist()
 
 
 def test_what_the_engine_lacks_goes_to_hugging_face_and_is_said(checkpoint, caplog):
@@ -213,6 +218,26 @@ def test_refusals_name_the_families():
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": "many"}, "vocab_size: found"),
+        ({"hidden_size": 0}, "hidden_size: found"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: found"),
+        ({"num_key_value_heads": 3}, "wanted a divisor of num_attention_heads 4"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps: found"),
+        ({"layer_types": ["full_attention"]}, "layer_types: found"),
+        ({"layer_types": [1, 2]}, "a list of strings"),
+        ({"layer_types": ["linear_attention"] * 2}, "linear_attention"),
+        ({"rope_parameters": [1]}, "rope_parameters: found"),
+    ],
+)
+def test_a_malformed_config_is_told(changes, message):
+    config = json.loads(tiny_model("qwen2").config.to_json_string())
+    assert refusal(json.dumps(config)) == ""
+    assert message in refusal(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"dtype": "int8"}, "dtype: found 'int8'"),
@@ -251,3 +276,21 @@ def test_random_weights_of_a_shape():
         logits = engine.logits(PROMPT)
         assert logits.shape == (len(PROMPT), VOCABULARY)
         assert logits.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_real_model_says_what_it_says_with_hugging_face(smollm2_gguf, tmp_path):
+    from anyprec.source import load_source
+
+    source = load_source(smollm2_gguf)
+    path = write_checkpoint(tmp_path / "out", source.model, (5, 6, 7, 8)).path
+    model = AnyPrecisionForCausalLM.from_quantized(path, dtype=torch.float32)
+    engine = NativeEngine.from_directory(path)
+    ids = source.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    for precision in (6, 8):
+        wanted = model(ids, precision=precision).logits[0]
+        assert largest_difference(engine.logits(ids[0].tolist(), precision), wanted) < 2e-3
+        options = {"max_new_tokens": 12, "do_sample": False, "precision": precision}
+        text = model.generate(ids, engine="native", **options)
+        assert text.tolist() == model.generate(ids, engine="huggingface", **options).tolist()
+    assert "Paris" in source.tokenizer.decode(text[0])
