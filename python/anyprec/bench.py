@@ -6,7 +6,7 @@ import gc
 import resource
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,20 @@ _CHUNK = 2048
 
 @dataclass(frozen=True)
 class Case:
-    """batch sequences of `context` prompt tokens each, then new_tokens of decoding."""
+    """batch sequences of `context` prompt tokens each, then new_tokens of decoding.
+
+    vocabulary: of the model; prompts are made of its first tokens.
+    """
 
     batch: int
     context: int
     new_tokens: int
+    vocabulary: int
+
+    @property
+    def token_range(self) -> int:
+        """Prompts are made of tokens below this."""
+        return min(997, self.vocabulary)
 
     @property
     def tokens(self) -> int:
@@ -110,7 +119,7 @@ def _row(
     device: torch.device,
     bandwidth: float,
 ) -> Speed:
-    _one_run(engine, precision, Case(case.batch, case.context, 1))  # warms up
+    _one_run(engine, precision, replace(case, new_tokens=1))  # warms up
     prefill, steps = _one_run(engine, precision, case)
     step = sorted(steps)[len(steps) // 2]
     held = case.context + _WARM_STEPS + case.new_tokens // 2
@@ -133,7 +142,7 @@ def _row(
 def _one_run(engine: NativeEngine, precision: int | None, case: Case) -> tuple[float, list[float]]:
     """Seconds of reading the prompts, and of each decode step after the warm ones."""
     for i in range(case.batch):
-        prompt = [(31 * i + 17 * j) % 997 for j in range(case.context)]
+        prompt = [(31 * i + 17 * j) % case.token_range for j in range(case.context)]
         engine.submit(prompt, max_new_tokens=case.tokens, precision=precision)
     begin = time.perf_counter()
     first: set[int] = set()

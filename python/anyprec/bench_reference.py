@@ -34,7 +34,8 @@ def reference_speed(model: PreTrainedModel, case: Case, bandwidth: float) -> Spe
     device = model.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    ids = torch.arange(case.batch * case.context, device=device).reshape(case.batch, -1) % 997
+    ids = torch.arange(case.batch * case.context, device=device).reshape(case.batch, -1)
+    ids = ids % case.token_range
     cache = StaticCache(config=model.config, max_cache_len=case.context + case.new_tokens + 16)
     # Versions of transformers differ in the argument's name.
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

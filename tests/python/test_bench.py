@@ -54,7 +54,7 @@ def test_the_engine_serves_the_shapes(name):
 def test_the_reference_measures_hugging_face():
     config = json.loads(tiny_model("qwen3").config.to_json_string())
     model = reference_model(config, torch.float32, torch.device("cpu"))
-    row = reference_speed(model, Case(batch=2, context=6, new_tokens=3), 1e9)
+    row = reference_speed(model, Case(batch=2, context=6, new_tokens=3, vocabulary=320), 1e9)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     assert row.step_bytes <= weights + 2 * 6 * 2 * 2 * 2 * 16 * 4
     assert row.decode_tokens_per_second > 0
@@ -68,7 +68,7 @@ def test_copies_have_a_speed():
 def test_the_reference_step_is_a_graph_on_a_gpu():
     config = json.loads(tiny_model("llama").config.to_json_string())
     model = reference_model(config, torch.float16, torch.device("cuda"))
-    row = reference_speed(model, Case(batch=1, context=6, new_tokens=4), 1e12)
+    row = reference_speed(model, Case(batch=1, context=6, new_tokens=4, vocabulary=320), 1e12)
     assert row.peak_bytes > 0
 
 

@@ -75,12 +75,13 @@ def bench_command(
     if (checkpoint is None) == (shapes is None):
         raise typer.BadParameter("wanted a checkpoint or --shapes, and not both")
     device, dtype = resolve(device, dtype)
+    plan = _plan(checkpoint, shapes, precisions, codebook, group_size, quantize_head)
+    vocabulary = plan.config.get("text_config", plan.config)["vocab_size"]
     cases = [
-        Case(size, length, new_tokens)
+        Case(size, length, new_tokens, vocabulary)
         for length in _numbers(context, "--context")
         for size in _numbers(batch, "--batch")
     ]
-    plan = _plan(checkpoint, shapes, precisions, codebook, group_size, quantize_head)
     console = console_for(json)
     target = torch.device(device)
     bandwidth = copy_bandwidth(target)
