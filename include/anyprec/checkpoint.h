@@ -87,7 +87,7 @@ class Checkpoint {
 /// nothing ever exists under the final name but a whole checkpoint. A writer that is destroyed
 /// before `finish`, or meets an IoError, removes what it wrote; a process that is killed leaves
 /// `<directory>.partial-<pid>-<random>`. The same tensors give the same bytes in whatever order
-/// they are added. While it finishes, the largest precision's tensors are on disk twice. Not
+/// they are added. While it finishes, up to three precisions' tensors are on disk twice. Not
 /// thread-safe.
 class CheckpointWriter {
  public:
