@@ -16,7 +16,8 @@ class Background:
     """Calls functions in threads, in the order that they are given, `threads` at a time.
 
     A call that failed raises from the next `run`, or when the context ends; the context ends when
-    all calls have. As many again as threads may wait, so that what they hold stays bounded.
+    all calls have, also where its body is interrupted: what was given is not lost. As many again as
+    threads may wait, so that what they hold stays bounded.
     """
 
     def __init__(self, threads: int) -> None:
@@ -42,7 +43,7 @@ class Background:
             if kind is None:
                 self.wait()
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown()
 
 
 def ahead(

@@ -44,6 +44,20 @@ def test_what_a_call_raises_is_raised_here():
         background.run(fail, "the second")
 
 
+def test_what_was_given_is_done_when_the_body_is_interrupted():
+    done = []
+
+    def slowly(i):
+        time.sleep(0.02)
+        done.append(i)
+
+    with pytest.raises(KeyboardInterrupt), Background(1) as background:
+        background.run(slowly, 0)
+        background.run(slowly, 1)
+        raise KeyboardInterrupt
+    assert done == [0, 1]
+
+
 def test_an_error_of_the_body_is_not_hidden_by_one_of_a_call():
     def fail():
         raise OSError("a call's")
