@@ -176,7 +176,7 @@ def test_a_gpu_finds_energies_like_the_cpu(form):
     here = fit(*arguments, form, rounds=3)
     there = fit(*(a.cuda() for a in arguments), form, rounds=3)
     # Near ties fall either way, and sweeps go on from there.
-    torch.testing.assert_close(there[3].cpu(), here[3], rtol=0.02, atol=0)
+    torch.testing.assert_close(there[3].cpu(), here[3], rtol=0.03, atol=0)
     assert (there[0].cpu() == here[0]).float().mean() > 0.5
 
 
