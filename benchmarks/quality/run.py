@@ -173,7 +173,7 @@ def evaluated(
             f"top-1 {row['top1']:.2%}"
         )
     say(f"  original: {report['original']['perplexity']:.3f}")
-    return report | {"dataset": text, "device": args.device, "dtype": args.dtype}
+    return report | {"dataset": Path(text).name, "device": args.device, "dtype": args.dtype}
 
 
 def one_variant(
