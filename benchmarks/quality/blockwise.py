@@ -23,7 +23,7 @@ from anyprec.distill import batch_rows, default_learning_rate, fast_products
 from anyprec.rewrite import rewrite_checkpoint
 from anyprec.segments import SegmentedModel, blocks_of
 from anyprec.source import Source
-from anyprec.table_linear import Codebooks, TrainableCodebooks
+from anyprec.table_linear import Codebooks, TrainableCodebooks, stored_tensors
 from anyprec.training import frozen
 
 _BETAS = (0.9, 0.95)
@@ -71,10 +71,7 @@ def calibrate_blocks(
                 )
             errors[str(precision)] = each
             say(f"  {precision} bits: last block's error {each[-1][0]:.4f} -> {each[-1][1]:.4f}")
-            for name, (lut, alpha) in codebooks.items():
-                replaced[f"{name}.lut.{precision}"] = lut.cpu().numpy()
-                if alpha is not None:
-                    replaced[f"{name}.alpha.{precision}"] = alpha.cpu().numpy()
+            replaced |= stored_tensors(codebooks, precision)
     rewrite_checkpoint(checkpoint, out, replaced, {"blockwise": {"steps": steps}}, overwrite=True)
     return {"errors": errors}
 

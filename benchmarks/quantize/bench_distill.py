@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from anyprec.bench_reference import reference_model
+from anyprec.bench_shapes import NOTES, SHAPES
 from anyprec.blocks import Blocks
 from anyprec.distill import fast_products
 from anyprec.distill_step import DistillStep
@@ -26,23 +27,6 @@ from anyprec.output_head import output_head
 from anyprec.table_linear import TrainableCodebooks
 from anyprec.teacher import Teacher, Windows
 from anyprec.training import frozen, fused_norms
-
-
-@dataclass(frozen=True)
-class Shape:
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
-
-
-SHAPES = {
-    "llama-2-7b": Shape(32, 4096, 11008, 32, 32, 32000),
-    "llama-3.1-8b": Shape(32, 4096, 14336, 32, 8, 128256),
-    "smollm2-135m": Shape(30, 576, 1536, 9, 3, 49152),
-}
 
 
 def random_linear(linear: torch.nn.Linear, precision: int, device: torch.device):
@@ -54,18 +38,8 @@ def random_linear(linear: torch.nn.Linear, precision: int, device: torch.device)
     return AnyPrecisionLinear(planes, {precision: lut.half()}, in_features=in_features)
 
 
-def student(shape: Shape, layers: int, precision: int, dtype: torch.dtype, device: torch.device):
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_value_heads,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=4096,
-    )
-    with torch.device(device):
-        model = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+def student(config: dict[str, Any], precision: int, dtype: torch.dtype, device: torch.device):
+    model = reference_model(config, dtype, device)
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             model.set_submodule(name, random_linear(module, precision, device))
@@ -73,13 +47,15 @@ def student(shape: Shape, layers: int, precision: int, dtype: torch.dtype, devic
     return model
 
 
-def measured(shape: Shape, layers: int, args: argparse.Namespace) -> dict[str, float]:
+def measured(shape: dict[str, Any], layers: int, args: argparse.Namespace) -> dict[str, float]:
     device = torch.device("cuda")
     dtype = torch.float32 if args.dtype == "mixed" else getattr(torch, args.dtype)
-    model = student(shape, layers, args.precision, dtype, device)
+    model = student({**shape, "num_hidden_layers": layers}, args.precision, dtype, device)
     windows = Windows(
-        torch.randint(shape.vocabulary, (args.batch_size, args.seq_len), device=device),
-        torch.randn(args.batch_size, args.seq_len, shape.hidden, device=device, dtype=dtype),
+        torch.randint(shape["vocab_size"], (args.batch_size, args.seq_len), device=device),
+        torch.randn(
+            args.batch_size, args.seq_len, shape["hidden_size"], device=device, dtype=dtype
+        ),
     )
     teacher = Teacher(output_head(model).kept(), windows, windows)
     linears = {n: m for n, m in model.named_modules() if isinstance(m, AnyPrecisionLinear)}
@@ -128,7 +104,7 @@ def main() -> None:
     shape = SHAPES[args.shapes]
     few, more = (measured(shape, layers, args) for layers in args.layers)
     added = more["layers"] - few["layers"]
-    left = shape.layers - more["layers"]
+    left = shape["num_hidden_layers"] - more["layers"]
     whole = {
         name: more[name] + left * (more[name] - few[name]) / added
         for name in ("step", "peak_memory")
@@ -136,11 +112,13 @@ def main() -> None:
     for run in (few, more):
         print(f"{run['layers']:3d} layers: {1e3 * run['step']:7.1f} ms a step")
     print(
-        f"{shape.layers:3d} layers: {1e3 * whole['step']:7.1f} ms a step, "
+        f"{shape['num_hidden_layers']:3d} layers: {1e3 * whole['step']:7.1f} ms a step, "
         f"{300 * whole['step']:.0f} s for 300 steps, {whole['peak_memory'] / 1e9:.1f} GB "
         f"(extrapolated; {args.shapes}, {args.precision} bits, {args.dtype}, "
         f"{args.batch_size} x {args.seq_len} tokens, {torch.cuda.get_device_name()})"
     )
+    if args.shapes in NOTES:
+        print(NOTES[args.shapes])
     if args.json:
         report = {"shapes": args.shapes, "runs": [few, more], "extrapolated": whole}
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

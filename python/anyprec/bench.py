@@ -59,6 +59,33 @@ class Speed:
     limit_share: float  # of the time that copying as many bytes takes, over the step's
     peak_bytes: int  # of the GPU's memory that torch allocated; of the process on a CPU
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        case: Case,
+        prefill: float,
+        steps: list[float],
+        step_bytes: int,
+        bandwidth: float,
+        peak_bytes: int,
+    ) -> Speed:
+        """prefill, steps: seconds of reading the prompts, and of each decode step."""
+        step = sorted(steps)[len(steps) // 2]
+        return cls(
+            name,
+            case.batch,
+            case.context,
+            case.new_tokens,
+            prefill_tokens_per_second=case.batch * case.context / prefill,
+            decode_tokens_per_second=case.batch / step,
+            decode_step_seconds=step,
+            step_bytes=step_bytes,
+            bytes_per_second=step_bytes / step,
+            limit_share=step_bytes / bandwidth / step,
+            peak_bytes=peak_bytes,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -70,11 +97,11 @@ def copy_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     best = 0.0
     for _ in range(6):
-        _synchronize(device)
+        synchronize(device)
         begin = time.perf_counter()
         for _ in range(4):
             target.copy_(source)
-        _synchronize(device)
+        synchronize(device)
         best = max(best, 4 * 2 * size / (time.perf_counter() - begin))
     return best
 
@@ -121,22 +148,9 @@ def _row(
 ) -> Speed:
     _one_run(engine, precision, replace(case, new_tokens=1))  # warms up
     prefill, steps = _one_run(engine, precision, case)
-    step = sorted(steps)[len(steps) // 2]
     held = case.context + _WARM_STEPS + case.new_tokens // 2
     size = engine.weight_bytes(precision) + case.batch * held * engine.cache_bytes_per_token
-    return Speed(
-        name,
-        case.batch,
-        case.context,
-        case.new_tokens,
-        prefill_tokens_per_second=case.batch * case.context / prefill,
-        decode_tokens_per_second=case.batch / step,
-        decode_step_seconds=step,
-        step_bytes=size,
-        bytes_per_second=size / step,
-        limit_share=size / bandwidth / step,
-        peak_bytes=_peak(device),
-    )
+    return Speed.of(name, case, prefill, steps, size, bandwidth, _peak(device))
 
 
 def _one_run(engine: NativeEngine, precision: int | None, case: Case) -> tuple[float, list[float]]:
@@ -171,6 +185,6 @@ def _forget(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, StaticCache
 
-from anyprec.bench import Case, Speed
+from anyprec.bench import Case, Speed, synchronize
 
 _WARM_STEPS = 3
 
@@ -40,10 +40,10 @@ def reference_speed(model: PreTrainedModel, case: Case, bandwidth: float) -> Spe
     # Versions of transformers differ in the argument's name.
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     arguments = {name: cache, "use_cache": True}
-    _synchronize(device)
+    synchronize(device)
     begin = time.perf_counter()
     model(input_ids=ids, logits_to_keep=1, **arguments)
-    _synchronize(device)
+    synchronize(device)
     prefill = time.perf_counter() - begin
 
     # Every step is that of one position, so that a captured one can be repeated.
@@ -59,7 +59,6 @@ def reference_speed(model: PreTrainedModel, case: Case, bandwidth: float) -> Spe
         begin = time.perf_counter()
         run().cpu()
         times.append(time.perf_counter() - begin)
-    seconds = sorted(times)[len(times) // 2]
     embedding = model.get_input_embeddings().weight
     weights = {t.data_ptr(): t.nbytes for t in model.parameters()}
     if model.get_output_embeddings().weight is not embedding:
@@ -70,19 +69,8 @@ def reference_speed(model: PreTrainedModel, case: Case, bandwidth: float) -> Spe
     held = case.batch * case.context * token_bytes * embedding.element_size()
     size = sum(weights.values()) + held
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return Speed(
-        f"HF, {str(model.dtype).removeprefix('torch.')}",
-        case.batch,
-        case.context,
-        case.new_tokens,
-        prefill_tokens_per_second=case.batch * case.context / prefill,
-        decode_tokens_per_second=case.batch / seconds,
-        decode_step_seconds=seconds,
-        step_bytes=size,
-        bytes_per_second=size / seconds,
-        limit_share=size / bandwidth / seconds,
-        peak_bytes=peak,
-    )
+    name = f"HF, {str(model.dtype).removeprefix('torch.')}"
+    return Speed.of(name, case, prefill, times, size, bandwidth, peak)
 
 
 def _captured(step: Any) -> Any:
@@ -103,8 +91,3 @@ def _captured(step: Any) -> Any:
         return result
 
     return replay
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -54,7 +54,6 @@ class Resident:
 
     engine: NativeEngine
     key: tuple
-    tokens: int
     sequence: int
     batch: int
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -246,7 +245,6 @@ def resident_engine(model: AnyPrecisionForCausalLM, call: Call) -> Resident:
         # The old cache goes first: there may be no room for two.
         _residents.pop(model, None)
         del found
-        tokens = length * batch
         engine = NativeEngine.from_tensors(
             model.config.to_json_string(use_diff=False),
             [
@@ -260,10 +258,10 @@ def resident_engine(model: AnyPrecisionForCausalLM, call: Call) -> Resident:
             dtype=str(model.dtype).removeprefix("torch."),
             precisions=list(model._precision.precisions),
             max_sequence_length=length,
-            cache_tokens=tokens,
+            cache_tokens=length * batch,
             max_batch=batch,
         )
-        _residents[model] = Resident(engine, key, tokens, length, batch)
+        _residents[model] = Resident(engine, key, length, batch)
         return _residents[model]
 
 

@@ -26,7 +26,7 @@ from anyprec.model import AnyPrecisionForCausalLM
 from anyprec.progress import Reporter, Silent, Terminal
 from anyprec.rewrite import rewrite_checkpoint
 from anyprec.source import Source, dtype_name, load_source, parse_dtype
-from anyprec.table_linear import Codebooks
+from anyprec.table_linear import stored_tensors
 from anyprec.teacher import teach
 
 # Models of up to so many weights are distilled in mixed precision on a GPU. Larger ones wholly in
@@ -157,7 +157,7 @@ def refine(
             )
         outcomes.append(outcome)
         costs.append(meter.cost(precision))
-        replaced |= _named(codebooks, precision)
+        replaced |= stored_tensors(codebooks, precision)
         reporter.line(
             f"{precision} bits: held-out KL {outcome.before:.4f} -> {outcome.after:.4f}"
             + ("" if outcome.kept else ", not better: kept as it was")
@@ -243,16 +243,6 @@ def _each(name: str, value: T | Mapping[int, T], precisions: Sequence[int]) -> d
     if missing:
         raise DistillError(f"no {name} for {missing[0]} bits, wanted one for each precision")
     return {precision: value[precision] for precision in precisions}
-
-
-def _named(codebooks: Codebooks, precision: int) -> dict[str, np.ndarray]:
-    """By their names in a checkpoint."""
-    tensors: dict[str, np.ndarray] = {}
-    for name, (lut, alpha) in codebooks.items():
-        tensors[f"{name}.lut.{precision}"] = lut.cpu().numpy()
-        if alpha is not None:
-            tensors[f"{name}.alpha.{precision}"] = alpha.cpu().numpy()
-    return tensors
 
 
 def _record(

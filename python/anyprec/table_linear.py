@@ -22,6 +22,17 @@ from anyprec.patching import replaced_forward
 
 Codebooks = dict[str, tuple[Tensor, Tensor | None]]
 
+
+def stored_tensors(codebooks: Codebooks, precision: int) -> dict[str, np.ndarray]:
+    """Codebooks of one precision by their names in a checkpoint."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, (lut, alpha) in codebooks.items():
+        tensors[f"{name}.lut.{precision}"] = lut.cpu().numpy()
+        if alpha is not None:
+            tensors[f"{name}.alpha.{precision}"] = alpha.cpu().numpy()
+    return tensors
+
+
 # Kernels take codebooks from 16-byte aligned addresses: elements of fp16.
 _ALIGNMENT = 8
 
