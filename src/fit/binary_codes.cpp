@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "anyprec/codebook.h"
+#include "src/fit/checks.h"
 #include "src/fit/chunks.h"
 #include "src/fit/full_precision.h"
 
@@ -125,10 +126,7 @@ at::Tensor greedy_codes(const Groups& groups, int parent) {
 
 void check(const at::Tensor& weight, const at::Tensor& curvature, std::int64_t group_size,
            at::IntArrayRef precisions, std::string_view start) {
-  TORCH_CHECK_TYPE(weight.scalar_type() == at::kFloat, "weight: found dtype ", weight.scalar_type(),
-                   ", wanted float32");
-  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) >= 1,
-                    "weight: found shape ", weight.sizes(), ", wanted [N, K], neither of them 0");
+  check_weight(weight);
   TORCH_CHECK_TYPE(curvature.scalar_type() == at::kFloat, "curvature: found dtype ",
                    curvature.scalar_type(), ", wanted float32");
   TORCH_CHECK_VALUE(curvature.dim() == 1 && curvature.size(0) == weight.size(1),
@@ -142,12 +140,7 @@ void check(const at::Tensor& weight, const at::Tensor& curvature, std::int64_t g
                     "least 0");
   TORCH_CHECK_VALUE(group_size >= 0 && group_size % 32 == 0, "group_size: found ", group_size,
                     ", wanted 0 (the whole row) or a positive multiple of 32");
-  TORCH_CHECK_VALUE(!precisions.empty(), "precisions: found none, wanted at least one");
-  for (std::size_t i = 0; i < precisions.size(); ++i) {
-    TORCH_CHECK_VALUE(precisions[i] >= kMinPrecision && precisions[i] <= kMaxPrecision &&
-                          (i == 0 || precisions[i] > precisions[i - 1]),
-                      "precisions: found ", precisions, ", wanted rising ones within 2 to 8");
-  }
+  check_precisions(precisions);
   TORCH_CHECK_VALUE(start == "range" || start == "greedy", "start: found \"", start,
                     "\", wanted range or greedy");
 }

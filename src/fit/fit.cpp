@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "anyprec/error.h"
+#include "src/fit/checks.h"
 #include "src/fit/chunks.h"
 #include "src/fit/conjugate_gradients.h"
 #include "src/fit/fit_rows.h"
@@ -29,10 +30,7 @@ struct Arguments {
 
 void check_tensors(const Arguments& a, int parent) {
   const at::Tensor& w = a.weight;
-  TORCH_CHECK_TYPE(w.scalar_type() == at::kFloat, "weight: found dtype ", w.scalar_type(),
-                   ", wanted float32");
-  TORCH_CHECK_VALUE(w.dim() == 2 && w.size(0) >= 1 && w.size(1) >= 1, "weight: found shape ",
-                    w.sizes(), ", wanted [N, K], neither of them 0");
+  check_weight(w);
   TORCH_CHECK_TYPE(a.codes.scalar_type() == at::kByte, "codes: found dtype ", a.codes.scalar_type(),
                    ", wanted uint8");
   TORCH_CHECK_VALUE(a.codes.sizes() == w.sizes(), "codes: found shape ", a.codes.sizes(),
@@ -58,13 +56,8 @@ Plan check_plan(std::int64_t lut_bits, std::string_view cell_groups, std::int64_
                 at::IntArrayRef precisions, std::int64_t seed_precision, at::ArrayRef<double> taus,
                 std::int64_t rounds, std::int64_t child_sweeps) {
   Plan plan;
-  TORCH_CHECK_VALUE(!precisions.empty(), "precisions: found none, wanted at least one");
-  for (std::size_t i = 0; i < precisions.size(); ++i) {
-    TORCH_CHECK_VALUE(precisions[i] >= kMinPrecision && precisions[i] <= kMaxPrecision &&
-                          (i == 0 || precisions[i] > precisions[i - 1]),
-                      "precisions: found ", precisions, ", wanted rising ones within 2 to 8");
-    plan.precisions.push_back(static_cast<int>(precisions[i]));
-  }
+  check_precisions(precisions);
+  plan.precisions.assign(precisions.begin(), precisions.end());
   TORCH_CHECK_VALUE(seed_precision >= precisions.front() && seed_precision <= precisions.back(),
                     "seed_precision: found ", seed_precision, ", wanted ", precisions.front(),
                     " to ", precisions.back());
@@ -110,7 +103,7 @@ std::int64_t chunk_rows(const Metric& metric, const Plan& plan) {
   if (metric.hessian.is_cpu()) return kThreadRows;
   const std::int64_t k = metric.hessian.size(0);
   const std::int64_t slots = std::min<std::int64_t>(metric.codebooks << plan.parent(), 256);
-  // Three copies of a refit's design, where it has one (normal_by_groups.h).
+  // Three copies of a refit's design, where it has one (refit_by_groups.h).
   const std::int64_t each = plan.form.lut_entries(plan.parent()) +
                             plan.form.sign_planes(plan.parent()) * plan.form.classes();
   const std::int64_t design = 16 * std::min<std::int64_t>(each, 16);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "src/fit/conjugate_gradients.h"
+#include "src/fit/least_squares.h"
 #include "src/fit/refit_by_groups.h"
 #include "src/fit/segment_sums.h"
 
@@ -21,27 +22,6 @@ constexpr int kPlanesFactor = 3;
 bool is_direct(const Basis& basis, const Metric& metric) {
   return metric.hessian.is_cpu() && metric.codebooks * basis.coefficients() <= kDirectUnknowns &&
          metric.codebooks * basis.values() <= kDirectSlots;
-}
-
-/// normal: [n, G, 2^b, G, 2^b]; gradient: P^T H (w - q), [n, G, U]. The codebook's energies are
-/// those of its coefficients.
-void refit_directly(const at::Tensor& normal, const at::Tensor& gradient, Codebook& codebook) {
-  const at::Tensor matrix = codebook.basis.project_normal(normal);
-  const at::Tensor ridged = matrix.clone();
-  const at::Tensor diagonal = ridged.diagonal(0, 1, 2);
-  diagonal.add_(diagonal.mean(1, true) * kRidge + kLeastRidge);
-  const at::Tensor slope = gradient.to(at::kDouble).flatten(1);
-  const auto [factor, failed] = at::linalg_cholesky_ex(ridged);
-  at::Tensor delta = at::cholesky_solve(slope.unsqueeze(2), factor);
-  delta = at::where((failed == 0).view({-1, 1, 1}), delta, at::zeros_like(delta));
-  const at::Tensor curvature = at::matmul(matrix, delta).squeeze(2);
-  // E(c + delta) = E(c) - 2 delta gradient + delta A delta.
-  const at::Tensor gain = (delta.squeeze(2) * (2.0 * slope - curvature)).sum(1);
-  const at::Tensor better = gain.isfinite().logical_and(gain > 0.0);
-  const at::Tensor moved =
-      codebook.coefficients + delta.view_as(codebook.coefficients).to(at::kFloat);
-  codebook.coefficients = at::where(better.view({-1, 1, 1}), moved, codebook.coefficients);
-  codebook.energies = at::where(better, codebook.energies - gain, codebook.energies).clamp_min(0.0);
 }
 
 /// From precision b + 1 to b: the children of code c are c and c + 2^b.
@@ -67,7 +47,8 @@ at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, E
     at::Tensor normal = segment_sums(rows, metric, directly.back()->basis.precision());
     for (std::size_t i = directly.size(); i-- > 0;) {
       while (normal.size(2) > directly[i]->basis.values()) normal = merge(normal);
-      refit_directly(normal, gradients[i], *directly[i]);
+      Codebook& codebook = *directly[i];
+      solve_directly(codebook, gradients[i], codebook.basis.project_normal(normal));
     }
   }
   if (by_gradients.empty()) return {};

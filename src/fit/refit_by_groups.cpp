@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "src/fit/full_precision.h"
+#include "src/fit/least_squares.h"
 
 namespace anyprec::fit {
 namespace {
@@ -103,42 +104,12 @@ class Design {
   at::Tensor weight_;
 };
 
-/// Where the energy E(c + delta) = E(c) - 2 delta gradient + delta A delta starts from.
-struct Residual {
-  at::Tensor gradient;  ///< P^T H (w - q), [n, G, U']
-  at::Tensor energies;  ///< fp64 [n]
-
-  Residual(const Design& design, const Codebook& codebook) {
-    const at::Tensor error = design.weight() - design.expand(codebook.coefficients);
-    const at::Tensor pulled = design.pull(error);
-    gradient = design.project(pulled, codebook.coefficients.size(2)).contiguous();
-    energies = (error * pulled).sum(1, false, at::kDouble);
-  }
-};
-
-/// Takes a step in the rows that it helps; `curvature` is A delta.
-void accept(Codebook& codebook, const Residual& residual, const at::Tensor& delta,
-            const at::Tensor& curvature) {
-  const at::Tensor gain =
-      (delta.to(at::kDouble) * (2.0 * residual.gradient - curvature)).flatten(1).sum(1);
-  const at::Tensor better = gain.isfinite().logical_and(gain > 0.0);
-  codebook.coefficients = at::where(
-      better.view({-1, 1, 1}), codebook.coefficients + delta.to(at::kFloat), codebook.coefficients);
-  codebook.energies = at::where(better, residual.energies - gain, residual.energies).clamp_min(0.0);
-}
-
-/// matrix: fp64 [n, G U', G U'].
-void solve_directly(const Design& design, const at::Tensor& matrix, Codebook& codebook) {
-  const Residual residual(design, codebook);
-  const at::Tensor ridged = matrix.clone();
-  const at::Tensor diagonal = ridged.diagonal(0, 1, 2);
-  diagonal.add_(diagonal.mean(1, true) * kRidge + kLeastRidge);
-  const auto [factor, failed] = at::linalg_cholesky_ex(ridged);
-  at::Tensor delta =
-      at::cholesky_solve(residual.gradient.to(at::kDouble).flatten(1).unsqueeze(2), factor);
-  delta = at::where((failed == 0).view({-1, 1, 1}), delta, at::zeros_like(delta));
-  accept(codebook, residual, delta.view_as(residual.gradient),
-         at::matmul(matrix, delta).view_as(residual.gradient));
+/// P^T H (w - q), fp32 [n, G, U']; sets the codebook's energies.
+at::Tensor gradient_of(const Design& design, Codebook& codebook) {
+  const at::Tensor error = design.weight() - design.expand(codebook.coefficients);
+  const at::Tensor pulled = design.pull(error);
+  codebook.energies = (error * pulled).sum(1, false, at::kDouble);
+  return design.project(pulled, codebook.coefficients.size(2)).contiguous();
 }
 
 /// The inverse of each block with the ridge, fp32 [n, G, U', U']; of its diagonal alone where it
@@ -160,7 +131,7 @@ at::Tensor inverse_of(const at::Tensor& blocks, const at::Tensor& ridge) {
 /// blocks: fp64 [n, G, U', U'], of the normal matrix.
 void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook& codebook,
                         int steps) {
-  const Residual residual(design, codebook);
+  const at::Tensor gradient = gradient_of(design, codebook);
   const at::Tensor ridge =
       (blocks.diagonal(0, 2, 3).mean({1, 2}, true) * kRidge + kLeastRidge).to(at::kFloat);
   const at::Tensor inverse = inverse_of(blocks, ridge);
@@ -170,7 +141,7 @@ void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook
   const auto dot = [](const at::Tensor& a, const at::Tensor& b) {
     return (a * b).sum({1, 2}, true);
   };
-  const at::Tensor left = residual.gradient.clone();
+  const at::Tensor left = gradient.clone();
   const at::Tensor delta = at::zeros_like(left);
   const at::Tensor curvature = at::zeros_like(left);
   at::Tensor direction = preconditioned(left);
@@ -188,7 +159,7 @@ void solve_by_gradients(const Design& design, const at::Tensor& blocks, Codebook
     direction = next + next_size / size.clamp_min(1e-30) * direction;
     size = next_size;
   }
-  accept(codebook, residual, delta, curvature);
+  accept(codebook, gradient, delta, curvature);
 }
 
 /// Codebooks whose tables are as large as the widest one's.
@@ -208,7 +179,8 @@ void solve_alike(const Rows& rows, const Metric& metric, const std::vector<Codeb
       normal = (it == codebooks.rbegin() ? design : Design(rows, metric, (*it)->basis)).normal();
     }
     normal = normal.narrow(2, 0, u).narrow(4, 0, u);
-    solve_directly(design, normal.reshape({rows.count(), unknowns, unknowns}), **it);
+    const at::Tensor gradient = gradient_of(design, **it);
+    solve_directly(**it, gradient, normal.reshape({rows.count(), unknowns, unknowns}));
   }
 }
 

@@ -18,11 +18,6 @@ at::Tensor gather_values(const at::Tensor& values, const at::Tensor& slots) {
   return values.flatten(1).gather(1, slots);
 }
 
-at::Tensor slot_sizes(const at::Tensor& slots, std::int64_t count) {
-  return at::zeros({slots.size(0), count}, slots.options())
-      .scatter_add_(1, slots, at::ones_like(slots));
-}
-
 at::Tensor sum_by_slot(const at::Tensor& numbers, const Rows& rows, const Metric& metric,
                        int precision) {
   const std::int64_t values = std::int64_t{1} << precision;

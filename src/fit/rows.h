@@ -24,9 +24,6 @@ at::Tensor gather_values(const at::Tensor& values, const at::Tensor& slots);
 /// numbers: fp32 [n, K].
 at::Tensor sum_by_slot(const at::Tensor& numbers, const Rows& rows, const Metric& metric,
                        int precision);
-/// How many weights each of `count` slots has: int64 [n, count].
-at::Tensor slot_sizes(const at::Tensor& slots, std::int64_t count);
-
 /// The kernels' view of rows, without codebooks.
 cpu::RefitRows view_of(const Rows& rows, const Metric& metric);
 

@@ -5,6 +5,12 @@
 namespace anyprec::fit {
 namespace {
 
+/// How many weights each of `count` slots has: int64 [n, count].
+at::Tensor slot_sizes(const at::Tensor& slots, std::int64_t count) {
+  return at::zeros({slots.size(0), count}, slots.options())
+      .scatter_add_(1, slots, at::ones_like(slots));
+}
+
 at::Tensor with_zero_first(const at::Tensor& sums) { return at::constant_pad_nd(sums, {1, 0}); }
 
 }  // namespace
@@ -43,8 +49,7 @@ at::Tensor split(const Rows& rows, const Metric& metric, int precision) {
   const at::Tensor slot = slots.gather(1, order);
   const at::Tensor means = slot_means(rows, metric, precision).back().flatten(1);
   const at::Tensor value = (rows.weight.gather(1, order) - means.gather(1, slot)).to(at::kDouble);
-  const at::Tensor mass =
-      metric.hessian.diagonal().to(at::kDouble).expand_as(value).gather(1, order);
+  const at::Tensor mass = metric.diagonal.to(at::kDouble).expand_as(value).gather(1, order);
   const at::Tensor masses = with_zero_first(mass.cumsum(1));
   const at::Tensor moments = with_zero_first((mass * value).cumsum(1));
   const at::Tensor size = slot_sizes(slots, count);
