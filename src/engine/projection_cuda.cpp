@@ -1,35 +1,26 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty.h>
 
 #include <array>
 
 #include "anyprec/cuda.h"
 #include "src/engine/projection.h"
 #include "src/ops/checks.h"
+#include "src/ops/linear_cuda.h"
 
 namespace anyprec::engine {
 namespace {
 
 void launch(const cuda::Input& input, std::span<const cuda::Product> products, const at::Tensor& x,
             const BitPlanes* planes) {
-  const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   if (planes != nullptr && cuda::linear_path(input, products) == cuda::LinearPath::kMaskDot) {
     const cuda::ActivationPlanes given{.planes = planes->planes.const_data_ptr(),
                                        .scales = planes->scales.const_data_ptr<float>()};
-    C10_CUDA_CHECK(cuda::linear_from_planes(input, given, products, stream));
+    C10_CUDA_CHECK(
+        cuda::linear_from_planes(input, given, products, at::cuda::getCurrentCUDAStream()));
     return;
   }
-  cuda::Workspace workspace;
-  at::Tensor memory;
-  const std::size_t bytes = cuda::linear_workspace_bytes(input, products);
-  if (bytes > 0) {
-    memory = at::empty({static_cast<std::int64_t>(bytes)}, x.options().dtype(at::kByte));
-    workspace = {.data = memory.mutable_data_ptr(),
-                 .bytes = bytes,
-                 .cublas = at::cuda::getCurrentCUDABlasHandle()};
-  }
-  C10_CUDA_CHECK(cuda::linear(input, products, workspace, stream));
+  ops::run_linear(input, products, x);
 }
 
 }  // namespace

@@ -8,11 +8,11 @@
 #include <tuple>
 #include <vector>
 
-#include "anyprec/error.h"
 #include "src/fit/checks.h"
 #include "src/fit/chunks.h"
 #include "src/fit/conjugate_gradients.h"
 #include "src/fit/fit_rows.h"
+#include "src/ops/errors.h"
 
 namespace anyprec::fit {
 namespace {
@@ -78,14 +78,12 @@ Plan check_plan(std::int64_t lut_bits, std::string_view cell_groups, std::int64_
   plan.child_sweeps = static_cast<int>(child_sweeps);
   TORCH_CHECK_VALUE(lut_bits >= 0 && lut_bits <= kMaxPrecision, "lut_bits: found ", lut_bits,
                     ", wanted 0 to 8");
-  try {
+  ops::as_value_error([&] {
     plan.form.lut_bits = static_cast<int>(lut_bits);
     plan.form.cell_groups = parse_cell_groups(cell_groups);
     plan.form.group_size = group_size;
     plan.form.validate();
-  } catch (const InvalidArgument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
+  });
   return plan;
 }
 

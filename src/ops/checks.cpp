@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "anyprec/error.h"
 #include "anyprec/planes.h"
+#include "src/ops/errors.h"
 
 namespace anyprec::ops {
 namespace {
@@ -44,18 +44,12 @@ CodebookForm check_matrix(const Matrix& m) {
   CodebookForm form;
   form.group_size = m.group_size;
   form.lut_bits = m.alpha.has_value() ? table_bits : kMaxPrecision;
-  try {
+  as_value_error([&] {
     form.cell_groups = parse_cell_groups(m.cell_groups);
-    if (m.alpha.has_value()) {
-      form.validate();
-    } else {
-      // Without signed planes the cells have no coefficients, and their grouping is irrelevant.
-      form.cell_groups = CellGroups::kOne;
-      form.validate();
-    }
-  } catch (const InvalidArgument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
+    // Without signed planes the cells have no coefficients, and their grouping is irrelevant.
+    if (!m.alpha.has_value()) form.cell_groups = CellGroups::kOne;
+    form.validate();
+  });
   const std::int64_t groups = form.groups(m.in_features);
   TORCH_CHECK_VALUE(
       m.lut.size(1) == groups && table_bits == std::min<std::int64_t>(m.precision, form.lut_bits),
@@ -141,11 +135,7 @@ CodeSums check_code_sums(const at::Tensor& values, const at::Tensor& codes, std:
   sums.columns = values.size(1);
   sums.precision = static_cast<int>(precision);
   sums.group_size = group_size;
-  try {
-    sums.validate();
-  } catch (const InvalidArgument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
+  as_value_error([&] { sums.validate(); });
   return sums;
 }
 

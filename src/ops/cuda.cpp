@@ -1,16 +1,30 @@
-#include "anyprec/cuda.h"
-
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include "anyprec/error.h"
 #include "anyprec/planes.h"
 #include "src/ops/checks.h"
+#include "src/ops/errors.h"
+#include "src/ops/linear_cuda.h"
 
 namespace anyprec::ops {
+
+void run_linear(const cuda::Input& input, std::span<const cuda::Product> products,
+                const at::Tensor& like) {
+  cuda::Workspace workspace;
+  at::Tensor memory;
+  const std::size_t bytes = cuda::linear_workspace_bytes(input, products);
+  if (bytes > 0) {
+    memory = at::empty({static_cast<std::int64_t>(bytes)}, like.options().dtype(at::kByte));
+    workspace = {.data = memory.mutable_data_ptr(),
+                 .bytes = bytes,
+                 .cublas = at::cuda::getCurrentCUDABlasHandle()};
+  }
+  C10_CUDA_CHECK(cuda::linear(input, products, workspace, at::cuda::getCurrentCUDAStream()));
+}
+
 namespace {
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tensor& lut,
@@ -41,20 +55,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& planes, const at::Tenso
                               .bias = dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr,
                               .y = y.mutable_data_ptr(),
                               .y_stride = matrix.out_features()};
-  cuda::Workspace workspace;
-  at::Tensor memory;
-  try {
-    const std::size_t bytes = cuda::linear_workspace_bytes(input, {&product, 1});
-    if (bytes > 0) {
-      memory = at::empty({static_cast<std::int64_t>(bytes)}, x.options().dtype(at::kByte));
-      workspace = {.data = memory.mutable_data_ptr(),
-                   .bytes = bytes,
-                   .cublas = at::cuda::getCurrentCUDABlasHandle()};
-    }
-    C10_CUDA_CHECK(cuda::linear(input, {&product, 1}, workspace, at::cuda::getCurrentCUDAStream()));
-  } catch (const InvalidArgument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
+  as_value_error([&] { run_linear(input, {&product, 1}, x); });
   return y;
 }
 

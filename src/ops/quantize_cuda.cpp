@@ -12,11 +12,11 @@
 #include <tuple>
 #include <vector>
 
-#include "anyprec/error.h"
 #include "anyprec/planes.h"
 #include "kernels/cuda/code_planes.h"
 #include "kernels/cuda/tree.h"
 #include "src/ops/checks.h"
+#include "src/ops/errors.h"
 #include "src/quantize/validate.h"
 
 namespace anyprec::ops {
@@ -79,14 +79,12 @@ Quantized quantize_matrix(std::string_view name_view, const at::Tensor& weight,
                   .seed_precision = bits(seed_precision),
                   .parent_precision = bits(parent_precision),
                   .group_size = group_size}};
-  try {
+  as_value_error([&] {
     quantize::validate_options(name, input.rows, input.columns, input.options);
     TORCH_CHECK_VALUE(input.columns <= cuda::kMaxTreeColumns, name, ": in_features is ",
                       input.columns, "; wanted up to ", cuda::kMaxTreeColumns, " on a GPU");
     check_values(name, input, weight, sensitivities, stream);
-  } catch (const InvalidArgument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
+  });
 
   const std::int64_t n = input.rows;
   const at::Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kByte));

@@ -6,10 +6,10 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "anyprec/error.h"
 #include "kernels/cuda/decoder.h"
 #include "src/engine/ops/launch.h"
 #include "src/engine/ops/ops.h"
+#include "src/ops/errors.h"
 
 namespace anyprec::engine {
 namespace {
@@ -18,11 +18,7 @@ namespace {
 template <class Run>
 void on_device_of(const at::Tensor& like, const Run& run) {
   const c10::cuda::CUDAGuard guard(like.device());
-  try {
-    C10_CUDA_CHECK(run(c10::cuda::getCurrentCUDAStream().stream()));
-  } catch (const InvalidArgument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
+  ops::as_value_error([&] { C10_CUDA_CHECK(run(c10::cuda::getCurrentCUDAStream().stream())); });
 }
 
 cuda::PlanesOut room_for(BitPlanes* planes, std::int64_t rows, std::int64_t columns,

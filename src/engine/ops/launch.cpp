@@ -2,9 +2,9 @@
 
 #include <c10/util/Exception.h>
 
-#include "anyprec/error.h"
 #include "kernels/cpu/decoder.h"
 #include "src/engine/ops/ops.h"
+#include "src/ops/errors.h"
 #include "src/ops/executor.h"
 
 namespace anyprec::engine {
@@ -16,16 +16,6 @@ const CudaLaunchers& cuda() {
   TORCH_CHECK_NOT_IMPLEMENTED(cuda_launchers != nullptr,
                               "this build of anyprec has no CUDA kernels");
   return *cuda_launchers;
-}
-
-/// Errors of kernels as libtorch's.
-template <class Run>
-void translated(const Run& run) {
-  try {
-    run();
-  } catch (const InvalidArgument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
 }
 
 void refuse_planes(const BitPlanes* planes) {
@@ -59,13 +49,13 @@ void launch(const decoder::Gated& gated, const at::Tensor& like, BitPlanes* plan
 
 void launch(const decoder::RotaryToCache& rotary, const at::Tensor& like) {
   if (like.is_cuda()) return cuda().rotary_to_cache(rotary, like);
-  translated([&] { cpu::rotary_to_cache(rotary, ops::TorchExecutor()); });
+  ops::as_value_error([&] { cpu::rotary_to_cache(rotary, ops::TorchExecutor()); });
 }
 
 void launch(const decoder::Attention& attention, const at::Tensor& like, BitPlanes* planes) {
   if (like.is_cuda()) return cuda().attention(attention, like, planes);
   refuse_planes(planes);
-  translated([&] { cpu::attention(attention, ops::TorchExecutor()); });
+  ops::as_value_error([&] { cpu::attention(attention, ops::TorchExecutor()); });
 }
 
 void launch(const decoder::Sampling& sampling, const at::Tensor& like) {
