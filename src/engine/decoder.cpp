@@ -9,10 +9,6 @@
 namespace anyprec::engine {
 namespace {
 
-std::optional<at::Tensor> optional(const at::Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
-
 // Room for bit planes, where the layer that comes next would read them.
 class PlanesFor {
  public:

@@ -8,6 +8,12 @@
 namespace anyprec {
 namespace engine {
 
+std::unique_ptr<EngineCore> make_core(ModelConfig config, WeightSource& source,
+                                      const EngineOptions& options) {
+  DecoderWeights weights = load_weights(config, source);
+  return std::make_unique<EngineCore>(std::move(config), std::move(weights), options);
+}
+
 std::unique_ptr<EngineCore> open_checkpoint(const std::filesystem::path& directory,
                                             const EngineOptions& options) {
   const Checkpoint checkpoint(directory, options.precisions);
@@ -15,8 +21,7 @@ std::unique_ptr<EngineCore> open_checkpoint(const std::filesystem::path& directo
   ModelConfig config = read_model_config(checkpoint.config_json(), source);
   const auto weights =
       checkpoint_source(checkpoint, engine_device(options), engine_dtype(options, config));
-  DecoderWeights loaded = load_weights(config, *weights);
-  return std::make_unique<EngineCore>(std::move(config), std::move(loaded), options);
+  return make_core(std::move(config), *weights, options);
 }
 
 }  // namespace engine

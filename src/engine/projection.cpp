@@ -32,10 +32,6 @@ void multiply(const at::Tensor& x, std::span<const Part> parts, const at::Tensor
   multiply_cpu(x, parts, y);
 }
 
-std::optional<at::Tensor> optional(const at::Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
-
 // Rows of x up to which reading half the bytes is faster than libtorch's fp32 product.
 constexpr std::int64_t kFewRows = 16;
 

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,6 +36,11 @@ struct Projection {
   /// Bytes of weights that a product reads: planes without padding, codebooks, bias.
   std::int64_t bytes(int precision) const;
 };
+
+/// A tensor that may be undefined, as operators take it.
+inline std::optional<at::Tensor> optional(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
 
 /// A dense fp32 matrix on the CPU in half precision, where all its values are of such (a
 /// checkpoint's own dtype): the same products for half the bytes. Any other as it is.

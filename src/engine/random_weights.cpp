@@ -41,11 +41,7 @@ class RandomSource final : public WeightSource {
 
   Projection quantized(std::size_t index) override {
     const QuantizedModule& module = modules_[index];
-    Projection projection;
-    projection.out_features = module.out_features;
-    projection.in_features = module.in_features;
-    projection.index = index;
-    projection.form = what_.form;
+    Projection projection = empty_projection(module, index, what_.form);
     const std::int64_t planes = what_.precisions.back();
     const auto bytes = options_.dtype(at::kByte);
     projection.planes = torch::pack_planes(
@@ -89,13 +85,11 @@ class RandomSource final : public WeightSource {
     modules_.push_back({.name = name, .out_features = out_features, .in_features = in_features});
   }
 
-  // Names beside the sizes of what they stand for: as many, or one for all of them.
   void add_group(const std::string& stem, const std::vector<std::string>& names,
-                 const std::vector<std::int64_t>& sizes, std::int64_t in_features) {
-    std::int64_t total = 0;
-    for (const std::int64_t size : sizes) total += size;
+                 const std::vector<std::int64_t>& pieces, std::int64_t in_features) {
+    const std::vector<std::int64_t> sizes = sizes_of(names, pieces);
     for (std::size_t i = 0; i < names.size(); ++i) {
-      add_linear(stem + names[i], names.size() == sizes.size() ? sizes[i] : total, in_features);
+      add_linear(stem + names[i], sizes[i], in_features);
     }
   }
 

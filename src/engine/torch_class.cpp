@@ -80,10 +80,11 @@ EnginePtr wrapped(std::unique_ptr<EngineCore> core) {
   return c10::make_intrusive<PythonEngine>(std::move(core));
 }
 
-std::unique_ptr<EngineCore> built(ModelConfig config, WeightSource& source,
-                                  const EngineOptions& options) {
-  DecoderWeights weights = load_weights(config, source);
-  return std::make_unique<EngineCore>(std::move(config), std::move(weights), options);
+// lut_bits, cell_groups and group_size of an object.
+CodebookForm form_of(const Json& json) {
+  return {.lut_bits = json.at("lut_bits").get<int>(),
+          .cell_groups = parse_cell_groups(json.at("cell_groups").get<std::string>()),
+          .group_size = json.at("group_size").get<std::int64_t>()};
 }
 
 EnginePtr from_directory(const std::string& directory, const std::string& options_json) {
@@ -101,11 +102,7 @@ EnginePtr from_tensors(const std::string& config_json, const std::string& layout
     ModelConfig config = read_model_config(config_json, "config.json");
     const Json layout = parsed(layout_json);
     CheckpointConfig checkpoint;
-    const Json& codebook = layout.at("codebook");
-    checkpoint.codebook = {
-        .lut_bits = codebook.at("lut_bits").get<int>(),
-        .cell_groups = parse_cell_groups(codebook.at("cell_groups").get<std::string>()),
-        .group_size = codebook.at("group_size").get<std::int64_t>()};
+    checkpoint.codebook = form_of(layout.at("codebook"));
     for (const Json& module : layout.at("modules")) {
       checkpoint.modules.push_back({.name = module.at(0).get<std::string>(),
                                     .out_features = module.at(1).get<std::int64_t>(),
@@ -115,7 +112,7 @@ EnginePtr from_tensors(const std::string& config_json, const std::string& layout
     for (const auto& entry : tensors) named.emplace(entry.key(), entry.value());
     const auto source = tensor_source(std::move(named), checkpoint, options.precisions,
                                       engine_dtype(options, config));
-    return wrapped(built(std::move(config), *source, options));
+    return wrapped(make_core(std::move(config), *source, options));
   });
 }
 
@@ -130,13 +127,11 @@ EnginePtr from_shape(const std::string& config_json, const std::string& weights_
     RandomWeights what;
     what.precisions = json.at("precisions").get<std::vector<int>>();
     what.quantize_head = json.at("quantize_head").get<bool>();
-    what.form = {.lut_bits = json.at("lut_bits").get<int>(),
-                 .cell_groups = parse_cell_groups(json.at("cell_groups").get<std::string>()),
-                 .group_size = json.at("group_size").get<std::int64_t>()};
+    what.form = form_of(json);
     what.form.validate();
     const auto source = random_source(config, std::move(what), engine_device(options),
                                       engine_dtype(options, config));
-    return wrapped(built(std::move(config), *source, options));
+    return wrapped(make_core(std::move(config), *source, options));
   });
 }
 

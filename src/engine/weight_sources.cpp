@@ -34,11 +34,7 @@ class CheckpointSource final : public WeightSource {
 
   Projection quantized(std::size_t index) override {
     const QuantizedModule& module = modules()[index];
-    Projection projection;
-    projection.out_features = module.out_features;
-    projection.in_features = module.in_features;
-    projection.index = index;
-    projection.form = checkpoint_.config().codebook;
+    Projection projection = empty_projection(module, index, checkpoint_.config().codebook);
     std::vector<at::Tensor> planes;
     for (int i = 0; i < precisions().back(); ++i) {
       planes.push_back(mapped(module.name + ".plane." + std::to_string(i)));
@@ -102,11 +98,7 @@ class TensorSource final : public WeightSource {
 
   Projection quantized(std::size_t index) override {
     const QuantizedModule& module = modules_[index];
-    Projection projection;
-    projection.out_features = module.out_features;
-    projection.in_features = module.in_features;
-    projection.index = index;
-    projection.form = form_;
+    Projection projection = empty_projection(module, index, form_);
     projection.planes = find(module.name + ".planes");
     for (const int b : precisions_) {
       const auto at = static_cast<std::size_t>(b);

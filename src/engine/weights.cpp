@@ -3,6 +3,7 @@
 #include <ATen/ops/equal.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "anyprec/error.h"
@@ -16,10 +17,6 @@ std::string shape_text(at::IntArrayRef sizes) {
     text += (text.size() > 1 ? ", " : "") + std::to_string(size);
   }
   return text + "]";
-}
-
-bool ends_with(const std::string& text, std::string_view end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 class Loader {
@@ -75,15 +72,12 @@ class Loader {
     return layer;
   }
 
-  // One projection each where there are as many names as sizes; one fused projection otherwise.
   ProjectionGroup group(const std::string& stem, const std::vector<std::string>& names,
-                        const std::vector<std::int64_t>& sizes, std::int64_t in_features) {
+                        const std::vector<std::int64_t>& pieces, std::int64_t in_features) {
+    const std::vector<std::int64_t> sizes = sizes_of(names, pieces);
     std::vector<Projection> projections;
-    std::int64_t total = 0;
-    for (const std::int64_t size : sizes) total += size;
     for (std::size_t i = 0; i < names.size(); ++i) {
-      const std::int64_t size = names.size() == sizes.size() ? sizes[i] : total;
-      projections.push_back(projection(stem + names[i], size, in_features));
+      projections.push_back(projection(stem + names[i], sizes[i], in_features));
     }
     return ProjectionGroup(std::move(projections));
   }
@@ -155,8 +149,7 @@ class Loader {
     for (const std::string& name : source_.dense_names()) {
       const bool own = name.starts_with(config_.tensors + ".") || name.starts_with("lm_head.");
       // Buffers that older versions of transformers saved.
-      const bool computed = ends_with(name, "rotary_emb.inv_freq");
-      // A tied head that is stored too.
+      const bool computed = name.ends_with("rotary_emb.inv_freq");
       if (own && !computed && !used_.contains(name)) refuse(name);
     }
   }
@@ -168,6 +161,23 @@ class Loader {
 };
 
 }  // namespace
+
+Projection empty_projection(const QuantizedModule& module, std::size_t index,
+                            const CodebookForm& form) {
+  Projection projection;
+  projection.out_features = module.out_features;
+  projection.in_features = module.in_features;
+  projection.index = index;
+  projection.form = form;
+  return projection;
+}
+
+std::vector<std::int64_t> sizes_of(const std::vector<std::string>& names,
+                                   const std::vector<std::int64_t>& pieces) {
+  if (names.size() == pieces.size()) return pieces;
+  const auto total = std::accumulate(pieces.begin(), pieces.end(), std::int64_t{0});
+  return std::vector<std::int64_t>(names.size(), total);
+}
 
 DecoderWeights load_weights(const ModelConfig& config, WeightSource& source) {
   return Loader(config, source).load();

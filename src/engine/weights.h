@@ -37,6 +37,15 @@ struct DecoderWeights {
   std::vector<int> precisions;         ///< loaded, rising
 };
 
+/// A quantized projection that has no tensors yet.
+Projection empty_projection(const QuantizedModule& module, std::size_t index,
+                            const CodebookForm& form);
+
+/// How large the linears are that stand for pieces of these sizes side by side: one each where
+/// there are as many names, else one name for all of them.
+std::vector<std::int64_t> sizes_of(const std::vector<std::string>& names,
+                                   const std::vector<std::int64_t>& pieces);
+
 /// Where tensors come from. Everything is handed out on the engine's device; dense tensors in the
 /// activations' dtype.
 class WeightSource {
