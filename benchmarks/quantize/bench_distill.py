@@ -2,7 +2,8 @@
 
 Two models of few layers are distilled for some steps each; their difference is what a layer costs,
 which gives the whole model's step. Codes, tables, embeddings and text are random: the time does not
-depend on them. Blocks are recomputed in the backward pass, as a whole model would need.
+depend on them. Blocks are recomputed in the backward pass, as a whole model would need, or are not
+(--no-recompute: a small model).
 
     python benchmarks/quantize/bench_distill.py --shapes llama-2-7b --precision 3
 """
@@ -71,7 +72,7 @@ def measured(shape: dict[str, Any], layers: int, args: argparse.Namespace) -> di
                 teacher,
                 args.batch_size,
                 autocast=torch.bfloat16 if args.dtype == "mixed" else None,
-                recompute=True,
+                recompute=args.recompute,
             )
             rows = range(args.batch_size)
             times = []
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--dtype", choices=("mixed", "bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 

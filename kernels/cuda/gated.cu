@@ -1,7 +1,5 @@
 #include <algorithm>
-#include <string>
 
-#include "anyprec/error.h"
 #include "kernels/cuda/decoder.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/planes_out.cuh"
@@ -113,10 +111,8 @@ __global__ void __launch_bounds__(kClusterThreads)
 template <ScalarType kType, Activation kActivation>
 cudaError_t run(const decoder::Gated& gated, const PlanesOut& planes, const Device& device,
                 cudaStream_t stream) {
-  const auto aligned = [](const void* pointer) {
-    return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-  };
-  const bool wide = gated.columns % kVector == 0 && aligned(gated.gate_up) && aligned(gated.y);
+  const bool wide =
+      gated.columns % kVector == 0 && is_aligned(gated.gate_up) && is_aligned(gated.y);
   if (planes.planes == nullptr) {
     const std::int64_t row_vectors = (gated.columns + kVector - 1) / kVector;
     const std::int64_t blocks = (gated.rows * row_vectors + kThreads - 1) / kThreads;
@@ -132,16 +128,10 @@ cudaError_t run(const decoder::Gated& gated, const PlanesOut& planes, const Devi
                              kClusterThreads, static_cast<int>(share), stream, gated, wide, planes);
     }
   }
-  const std::int64_t bytes = gated.columns * scalar_bytes(kType);
-  constexpr std::int64_t kStatic = 1024;
-  if (bytes > device.block_shared_bytes - kStatic) {
-    throw InvalidArgument("gated: planes of rows of " + std::to_string(bytes) +
-                          " bytes, wanted at most " +
-                          std::to_string(device.block_shared_bytes - kStatic));
-  }
+  const int bytes = row_memory("gated", gated.columns * scalar_bytes(kType), device);
   return launch(gated_planes_kernel<kType, kActivation>, device,
-                dim3(static_cast<unsigned>(gated.rows)), kPlanesThreads, static_cast<int>(bytes),
-                stream, gated, wide, planes);
+                dim3(static_cast<unsigned>(gated.rows)), kPlanesThreads, bytes, stream, gated, wide,
+                planes);
 }
 
 }  // namespace

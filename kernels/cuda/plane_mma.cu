@@ -19,8 +19,6 @@ PlaneMmaKernel kernel_for(const Input& input, const Weights& weights) {
   });
 }
 
-int divide_up(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
-
 /// Segments of a group; one group has them all.
 int group_segments(const Weights& weights) {
   const std::int64_t columns = weights.form.groups(weights.in_features) == 1

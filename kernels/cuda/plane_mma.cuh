@@ -264,10 +264,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, t = lane % 4;
-  const int share = args.tiles / gridDim.x, extra = args.tiles % gridDim.x;
-  const int block = blockIdx.x;
-  const int first_tile = block * share + min(block, extra);
-  const int tiles = share + (block < extra ? 1 : 0);
+  const auto [first_tile, tiles] = run_of_block(args.tiles);
 
   PlaneTile* const run = reinterpret_cast<PlaneTile*>(shared + Shape::kTiles);
   if (const int i = threadIdx.x; i < tiles) {

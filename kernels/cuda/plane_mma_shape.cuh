@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/plane_mma_args.h"
+#include "kernels/cuda/tile_runs.cuh"
 
 /// How the plane kernel (plane_mma.cuh) is cut, and what it keeps in shared memory.
 namespace anyprec::cuda {
@@ -16,13 +17,6 @@ struct PlaneTile {
   const std::uint16_t* alpha;  ///< likewise
   int rows;                    ///< at most 16
 };
-
-__device__ __forceinline__ const TableMmaProduct& product_of_tile(const TableMmaArgs& args,
-                                                                  int index) {
-  int i = 0;
-  while (i + 1 < args.products && index >= args.product[i + 1].tile_begin) ++i;
-  return args.product[i];
-}
 
 template <int kBits>
 __device__ __forceinline__ PlaneTile describe_plane_tile(const PlaneMmaArgs& args, int index) {

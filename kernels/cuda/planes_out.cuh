@@ -1,12 +1,27 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
+#include "anyprec/error.h"
 #include "kernels/cuda/activation_planes.cuh"
 #include "kernels/cuda/decoder.h"
+#include "kernels/cuda/device.h"
 
 /// How a kernel that has a whole row of its result in a block leaves the row's bit planes.
 namespace anyprec::cuda {
+
+/// Shared memory for a whole row of a result whose planes are wanted. Throws InvalidArgument where
+/// a block cannot have as much beside `kStatic` of its own.
+inline int row_memory(const char* what, std::int64_t row_bytes, const Device& device) {
+  constexpr int kStatic = 1024;
+  const int most = device.block_shared_bytes - kStatic;
+  if (row_bytes > most) {
+    throw InvalidArgument(std::string(what) + ": planes of rows of " + std::to_string(row_bytes) +
+                          " bytes, wanted at most " + std::to_string(most));
+  }
+  return static_cast<int>(row_bytes);
+}
 
 /// row: `columns` elements in shared memory, 16-byte aligned and visible to the block. Every thread
 /// calls it.

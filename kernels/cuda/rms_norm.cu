@@ -1,6 +1,3 @@
-#include <string>
-
-#include "anyprec/error.h"
 #include "kernels/cuda/decoder.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/planes_out.cuh"
@@ -91,16 +88,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
-
 }  // namespace
 
 cudaError_t rms_norm(const decoder::RmsNorm& norm, const PlanesOut& planes, cudaStream_t stream) {
   if (norm.rows == 0 || norm.columns == 0) return cudaSuccess;
   Device device;
   if (const cudaError_t status = current_device(device); status != cudaSuccess) return status;
-  const bool wide = norm.columns % kVector == 0 && aligned(norm.x) && aligned(norm.residual) &&
-                    aligned(norm.weight) && aligned(norm.y);
+  const bool wide = norm.columns % kVector == 0 && is_aligned(norm.x) &&
+                    is_aligned(norm.residual) && is_aligned(norm.weight) && is_aligned(norm.y);
   const dim3 grid(static_cast<unsigned>(norm.rows));
   return with_type(norm.type, [&](auto type) {
     constexpr ScalarType kType = type();
@@ -113,15 +108,9 @@ cudaError_t rms_norm(const decoder::RmsNorm& norm, const PlanesOut& planes, cuda
       return launch(norm_kernel<kType, 512, false>, device, grid, 512, 0, stream, norm, wide,
                     planes);
     }
-    const std::int64_t bytes = norm.columns * scalar_bytes(kType);
-    constexpr std::int64_t kStatic = 1024;
-    if (bytes > device.block_shared_bytes - kStatic) {
-      throw InvalidArgument("rms_norm: planes of rows of " + std::to_string(bytes) +
-                            " bytes, wanted at most " +
-                            std::to_string(device.block_shared_bytes - kStatic));
-    }
-    return launch(norm_kernel<kType, 512, true>, device, grid, 512, static_cast<int>(bytes), stream,
-                  norm, wide, planes);
+    const int bytes = row_memory("rms_norm", norm.columns * scalar_bytes(kType), device);
+    return launch(norm_kernel<kType, 512, true>, device, grid, 512, bytes, stream, norm, wide,
+                  planes);
   });
 }
 

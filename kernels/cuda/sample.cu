@@ -305,11 +305,8 @@ cudaError_t sample(const decoder::Sampling& sampling, cudaStream_t stream) {
   if (sampling.rows == 0) return cudaSuccess;
   Device device;
   if (const cudaError_t status = current_device(device); status != cudaSuccess) return status;
-  const auto aligned = [](const void* pointer) {
-    return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-  };
-  const bool wide =
-      sampling.vocabulary % kVector == 0 && aligned(sampling.logits) && aligned(sampling.adjusted);
+  const bool wide = sampling.vocabulary % kVector == 0 && is_aligned(sampling.logits) &&
+                    is_aligned(sampling.adjusted);
   return with_type(sampling.type, [&](auto type) {
     return launch(sample_kernel<type()>, device, dim3(static_cast<unsigned>(sampling.rows)),
                   kThreads, 0, stream, sampling, wide);

@@ -26,8 +26,6 @@ int shared_bytes_of_block(const Device& device, int blocks) {
   return (device.block_shared_bytes + 1024) / blocks - 1024;
 }
 
-int divide_up(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
-
 }  // namespace
 
 bool table_mma_serves(const Input& input, std::span<const Product> products, const Device& device) {

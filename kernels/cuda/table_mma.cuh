@@ -87,11 +87,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const bool bfloat16 = args.type == ScalarType::kBFloat16;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, t = lane % 4;
-  // The first blocks take one tile more: blocks that share a multiprocessor then balance.
-  const int share = args.tiles / gridDim.x, extra = args.tiles % gridDim.x;
-  const int block = blockIdx.x;
-  const int first_tile = block * share + min(block, extra);
-  const int tiles = share + (block < extra ? 1 : 0);
+  const auto [first_tile, tiles] = run_of_block(args.tiles);
   const int passes = args.chunks * ((args.x_rows + Shape::kRows - 1) / Shape::kRows);
   const int items = passes * tiles;
 

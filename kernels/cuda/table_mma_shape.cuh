@@ -5,6 +5,7 @@
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/table_build.cuh"
 #include "kernels/cuda/table_mma_args.h"
+#include "kernels/cuda/tile_runs.cuh"
 
 /// How the table kernel (table_mma.cuh) is cut, and what it keeps in shared memory.
 namespace anyprec::cuda {
@@ -28,9 +29,7 @@ __device__ __forceinline__ int alpha_row_bytes(const TableForm& form) {
 }
 
 __device__ __forceinline__ void describe_tile(const TableMmaArgs& args, int index, Tile& tile) {
-  int i = 0;
-  while (i + 1 < args.products && index >= args.product[i + 1].tile_begin) ++i;
-  const TableMmaProduct& product = args.product[i];
+  const TableMmaProduct& product = product_of_tile(args, index);
   const std::int64_t at = index - product.tile_begin;
   const std::int64_t first_row = at * kTileRows;
   tile.planes = product.planes + at * args.units * kRecordBytes;

@@ -14,6 +14,11 @@ namespace anyprec::cuda {
 
 inline constexpr int kVector = 8;
 
+/// Whether a row that begins here can be read kVector elements at a time.
+inline bool is_aligned(const void* pointer) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
+}
+
 /// visit(integral_constant of the type).
 template <class Visit>
 auto with_type(ScalarType type, const Visit& visit) {

@@ -55,7 +55,7 @@ class Options:
             )
         if self.group_size < 0 or self.group_size % 32:
             raise QuantizeError(f"group size {self.group_size}: wanted 0 or a multiple of 32")
-        self._check_codebook()
+        _ = self.form  # checked
         self.recipe.check(b)
         parse_dtype(self.dtype)
         parse_dtype(self.calibration_dtype)
@@ -63,24 +63,30 @@ class Options:
     @property
     def form(self) -> tuple[int, str]:
         """lut_bits and cell_groups of the codebooks."""
-        lut_bits, cell_groups = CODEBOOKS[self.codebook]
-        return (
-            lut_bits if self.lut_bits is None else self.lut_bits,
-            cell_groups if self.cell_groups is None else self.cell_groups,
-        )
+        return codebook_form(self.codebook, self.lut_bits, self.cell_groups)
 
-    def _check_codebook(self) -> None:
-        if self.codebook not in CODEBOOKS:
-            raise QuantizeError(f"codebook {self.codebook!r}: wanted one of {', '.join(CODEBOOKS)}")
-        if self.codebook != "hybrid" and (self.lut_bits, self.cell_groups) != (None, None):
-            raise QuantizeError(
-                f"lut_bits {self.lut_bits}, cell_groups {self.cell_groups}: only a hybrid has them "
-                f"to choose, found codebook {self.codebook!r}"
-            )
-        lut_bits, cell_groups = self.form
-        if self.codebook == "hybrid" and not 1 <= lut_bits <= 7:
-            raise QuantizeError(f"lut_bits {lut_bits}: wanted 1 to 7 for a hybrid")
-        classes(lut_bits, cell_groups)
+
+def codebook_form(
+    codebook: str, lut_bits: int | None = None, cell_groups: str | None = None
+) -> tuple[int, str]:
+    """lut_bits and cell_groups of a kind of codebook; None: the kind's own.
+
+    Raises QuantizeError for a kind that is not there, or details that it does not have.
+    """
+    if codebook not in CODEBOOKS:
+        raise QuantizeError(f"codebook {codebook!r}: wanted one of {', '.join(CODEBOOKS)}")
+    if codebook != "hybrid" and (lut_bits, cell_groups) != (None, None):
+        raise QuantizeError(
+            f"lut_bits {lut_bits}, cell_groups {cell_groups}: only a hybrid has them to choose, "
+            f"found codebook {codebook!r}"
+        )
+    own_bits, own_groups = CODEBOOKS[codebook]
+    lut_bits = own_bits if lut_bits is None else lut_bits
+    cell_groups = own_groups if cell_groups is None else cell_groups
+    if codebook == "hybrid" and not 1 <= lut_bits <= 7:
+        raise QuantizeError(f"lut_bits {lut_bits}: wanted 1 to 7 for a hybrid")
+    classes(lut_bits, cell_groups)
+    return lut_bits, cell_groups
 
 
 def classes(lut_bits: int, cell_groups: str) -> int:

@@ -81,3 +81,17 @@ def test_bench_on_a_gpu(tmp_path):
     result = run(path, "--context", 40, "--new-tokens", 8, "--huggingface", "--json", report)
     assert result.exit_code == 0, result.output
     assert len(json.loads(report.read_text())["results"]) == 4
+
+
+def test_shapes_take_the_codebook_forms_of_quantize(tmp_path):
+    report = tmp_path / "bench.json"
+    form = ("--codebook", "hybrid", "--lut-bits", 3, "--cell-groups", "io", "--precisions", "4")
+    shapes = ("--shapes", "smollm2-135m", "--no-dense", "--device", "cpu")
+    sizes = ("--context", 4, "--new-tokens", 2)
+    result = run(*shapes, *sizes, *form, "--json", report)
+    assert result.exit_code == 0, result.output
+    made = json.loads(report.read_text())
+    assert made["model"] == "shapes of smollm2-135m, tables of 8 and planes (io)"
+    assert [row["name"] for row in made["results"]] == ["4 bits"]
+    refused = run(*shapes, *sizes, "--lut-bits", 3)
+    assert refused.exit_code != 0 and "only a hybrid" in refused.output

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from anyprec.cli.codebook import (
+    CellGroupsOption,
+    CodebookOption,
+    GroupSizeOption,
+    LutBitsOption,
+)
 from anyprec.cli.device import DeviceOption, DtypeOption, resolve
 from anyprec.cli.errors import clear_errors
 from anyprec.cli.output import JsonOption, console_for, human_bytes, write_json
-
-_CODEBOOKS = {
-    "full": {"lut_bits": 8, "cell_groups": "one"},
-    "hybrid": {"lut_bits": 3, "cell_groups": "one"},
-    "bcq": {"lut_bits": 0, "cell_groups": "one"},
-}
 
 
 @clear_errors
@@ -37,10 +37,10 @@ def bench_command(
     batch: Annotated[str, typer.Option(help="Sequences at the same time, comma-separated.")] = "1",
     context: Annotated[str, typer.Option(help="Prompt tokens, comma-separated.")] = "512",
     new_tokens: Annotated[int, typer.Option(min=2, help="Decode steps that are timed.")] = 64,
-    codebook: Annotated[
-        str, typer.Option(help="Of --shapes: full, hybrid (tables of 8 + planes) or bcq.")
-    ] = "full",
-    group_size: Annotated[int, typer.Option(min=0, help="Of --shapes; 0: whole rows.")] = 0,
+    codebook: CodebookOption = "lut",
+    lut_bits: LutBitsOption = None,
+    cell_groups: CellGroupsOption = None,
+    group_size: GroupSizeOption = 0,
     quantize_head: Annotated[
         bool, typer.Option("--quantize-head", help="Of --shapes: the head as bit planes too.")
     ] = False,
@@ -65,17 +65,21 @@ def bench_command(
 
     GB/s counts what a decode step must read: weights of its precision, and keys and values of all
     sequences. "limit" is that over what copies of large arrays reached in the same run.
+    A checkpoint has its own codebooks; the options that name some are of --shapes.
 
     Example: anyprec bench --shapes llama-3.1-8b --precisions 3,4,8 --batch 1,8 --json bench.json
     """
     import torch
 
     from anyprec.bench import Case, Speed, copy_bandwidth, measure
+    from anyprec.options import codebook_form
 
     if (checkpoint is None) == (shapes is None):
         raise typer.BadParameter("wanted a checkpoint or --shapes, and not both")
+    table_bits, groups = codebook_form(codebook, lut_bits, cell_groups)
+    form = {"lut_bits": table_bits, "cell_groups": groups, "group_size": group_size}
     device, dtype = resolve(device, dtype)
-    plan = _plan(checkpoint, shapes, precisions, codebook, group_size, quantize_head)
+    plan = _plan(checkpoint, shapes, precisions, form, quantize_head)
     vocabulary = plan.config.get("text_config", plan.config)["vocab_size"]
     cases = [
         Case(size, length, new_tokens, vocabulary)
@@ -165,8 +169,7 @@ def _plan(
     checkpoint: Path | None,
     shapes: str | None,
     precisions: str | None,
-    codebook: str,
-    group_size: int,
+    form: dict[str, Any],
     quantize_head: bool,
 ) -> _Plan:
     from anyprec.bench_shapes import NOTES, SHAPES
@@ -190,13 +193,10 @@ def _plan(
         )
     if shapes not in SHAPES:
         raise typer.BadParameter(f"found {shapes!r}, wanted one of {', '.join(SHAPES)}")
-    if codebook not in _CODEBOOKS:
-        raise typer.BadParameter(f"found {codebook!r}, wanted one of {', '.join(_CODEBOOKS)}")
-    form = {**_CODEBOOKS[codebook], "group_size": group_size}
     listed = sorted(wanted or [2, 3, 4, 8])
     head = ", quantized head" if quantize_head else ""
     return _Plan(
-        f"shapes of {shapes}, {codebook} codebooks{head}",
+        f"shapes of {shapes}, {_named(**form)}{head}",
         listed,
         ["Weights are random.", *([NOTES[shapes]] if shapes in NOTES else [])],
         SHAPES[shapes],
@@ -205,6 +205,16 @@ def _plan(
         ),
         lambda **options: NativeEngine.from_shape(SHAPES[shapes], **options),
     )
+
+
+def _named(lut_bits: int, cell_groups: str, group_size: int) -> str:
+    if lut_bits == 8:
+        name = "full tables"
+    elif lut_bits == 0:
+        name = "binary coding"
+    else:
+        name = f"tables of {1 << lut_bits} and planes ({cell_groups})"
+    return name + (f", groups of {group_size}" if group_size else "")
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -8,6 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from anyprec.cli.codebook import (
+    CellGroupsOption,
+    CodebookOption,
+    GroupSizeOption,
+    LutBitsOption,
+)
 from anyprec.cli.errors import clear_errors
 from anyprec.cli.output import JsonOption, console_for, human_bytes, write_json
 
@@ -25,26 +31,10 @@ def quantize_command(
     seed_precision: Annotated[
         int, typer.Option(help="The precision that clustering fits directly.")
     ] = 3,
-    group_size: Annotated[
-        int, typer.Option(help="Columns that share a codebook, a multiple of 32; 0: the whole row.")
-    ] = 0,
-    codebook: Annotated[
-        str,
-        typer.Option(
-            help="lut: a full table per output channel and precision; hybrid: a table on the top "
-            "bits and signed planes below; bcq: an offset and signed planes."
-        ),
-    ] = "lut",
-    lut_bits: Annotated[
-        int | None, typer.Option(help="Bits of a hybrid's table, 1 to 7; 4 unless given.")
-    ] = None,
-    cell_groups: Annotated[
-        str | None,
-        typer.Option(
-            help="Cells of a hybrid's table that share coefficients: one, io (the default), sym, "
-            "qu or cell."
-        ),
-    ] = None,
+    group_size: GroupSizeOption = 0,
+    codebook: CodebookOption = "lut",
+    lut_bits: LutBitsOption = None,
+    cell_groups: CellGroupsOption = None,
     recipe: Annotated[
         str,
         typer.Option(

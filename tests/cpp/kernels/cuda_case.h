@@ -131,4 +131,37 @@ struct DeviceOutput {
   DeviceBuffer buffer;
 };
 
+/// x, W, perhaps a bias, and poisoned room for y: what one matrix and one input give to multiply.
+struct ProductCase {
+  ProductCase(const QuantizedCase& c, std::int64_t m, ScalarType type, bool with_bias = false,
+              std::int64_t padding = 0, std::int64_t offset = 0)
+      : weights(c),
+        x(m, c.k, type, padding, offset, static_cast<unsigned>(m + c.k)),
+        y(m, c.n, type, padding),
+        bias(with_bias ? c.n : 0),
+        device_bias(typed_bias(bias, type)),
+        product{weights.weights, with_bias ? device_bias.as<void>() : nullptr, y.buffer.as<void>(),
+                y.stride} {}
+  /// What the reference takes: null for none.
+  const double* expected_bias() const { return bias.empty() ? nullptr : bias.data(); }
+
+  DeviceCase weights;
+  DeviceInput x;
+  DeviceOutput y;
+  std::vector<double> bias;
+  DeviceBuffer device_bias;
+  cuda::Product product;
+
+ private:
+  static std::vector<std::uint16_t> typed_bias(std::vector<double>& bias, ScalarType type) {
+    std::vector<std::uint16_t> typed(bias.size());
+    for (std::size_t n = 0; n < bias.size(); ++n) {
+      const float value = static_cast<float>(n % 7) - 3.5f;
+      bias[n] = value;
+      cpu::store_floats(&value, 1, type, typed.data(), static_cast<std::int64_t>(n));
+    }
+    return typed;
+  }
+};
+
 }  // namespace anyprec::testing

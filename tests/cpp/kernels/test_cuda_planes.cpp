@@ -40,23 +40,12 @@ class CudaPlanes : public CudaTest {
   }
   void run(const QuantizedCase& c, std::int64_t m, ScalarType type, bool with_bias = false,
            std::int64_t padding = 0, std::int64_t offset = 0) {
-    const DeviceCase weights(c);
-    DeviceInput x(m, c.k, type, padding, offset, static_cast<unsigned>(m + c.k));
-    std::vector<double> bias(c.n);
-    std::vector<std::uint16_t> typed_bias(c.n);
-    for (std::int64_t n = 0; n < c.n; ++n) {
-      const float value = static_cast<float>(n % 7) - 3.5f;
-      bias[n] = value;
-      cpu::store_floats(&value, 1, type, typed_bias.data(), n);
-    }
-    const DeviceBuffer device_bias(typed_bias);
-    const DeviceOutput y(m, c.n, type, padding);
-    const cuda::Product product{weights.weights, with_bias ? device_bias.as<void>() : nullptr,
-                                y.buffer.as<void>(), y.stride};
-    ASSERT_TRUE(cuda::plane_mma_serves(x.input, {&product, 1}, device)) << c.name();
-    ASSERT_EQ(cuda::plane_mma(x.input, {&product, 1}, device, nullptr), cudaSuccess) << c.name();
+    ProductCase one(c, m, type, with_bias, padding, offset);
+    const std::span<const cuda::Product> products(&one.product, 1);
+    ASSERT_TRUE(cuda::plane_mma_serves(one.x.input, products, device)) << c.name();
+    ASSERT_EQ(cuda::plane_mma(one.x.input, products, device, nullptr), cudaSuccess) << c.name();
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << c.name();
-    expect_linear(c, x, y, with_bias ? bias.data() : nullptr);
+    expect_linear(c, one.x, one.y, one.expected_bias());
   }
 };
 
