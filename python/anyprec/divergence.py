@@ -30,9 +30,15 @@ def kl_backward(
         leaf = piece.detach().requires_grad_()
         logits = head(leaf)
         with torch.no_grad():
-            loss, of_logits = _kl_and_gradient(wanted_head(target), logits.detach())
-            total += loss / positions
-        logits.backward(of_logits.div_(positions).to(logits.dtype))
+            # A head that ends in a product does not look at its output in the backward pass.
+            gradient = logits.detach()
+            if head.softcap is not None:
+                gradient = gradient.clone()
+            gradient = gradient.contiguous()
+            target_logits = wanted_head(target).to(gradient.dtype).contiguous()
+            divergences = torch.ops.anyprec.kl_gradient_(target_logits, gradient, 1 / positions)
+            total += divergences.sum() / positions
+        logits.backward(gradient)
         gradients.append(leaf.grad)
     hidden.backward(torch.cat(gradients).view_as(hidden))
     return total
@@ -60,16 +66,6 @@ def log_probabilities(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """
     vocabulary = min(p.shape[1], q.shape[1])
     return tuple(logits[:, :vocabulary].float().log_softmax(-1) for logits in (p, q))
-
-
-def _kl_and_gradient(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits [rows, V]: KL(p || q) summed over rows, and its gradient softmax(q) - softmax(p)
-    with respect to q, fp32, zero beyond the vocabulary that both have."""
-    log_p, log_q = log_probabilities(p, q)
-    probability = log_p.exp()
-    loss = log_p.sub_(log_q).mul_(probability).sum()
-    gradient = log_q.exp_().sub_(probability)
-    return loss, nn.functional.pad(gradient, (0, q.shape[1] - gradient.shape[1]))
 
 
 def _kl_sum(p: Tensor, q: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 //   pack_planes   canonical planes uint8 [P, N, ceil(K/8)] -> the layout of the tensor's device
 //   unpack_planes the inverse
 //   sum_by_code   sums of values [N, K] over the columns of each code: fp32 [N, G, 2^b]
+//   kl_gradient_  KL divergence between two models' logits, and its gradient in their place
 //   binary_codes  codes for binary coding, which fit begins with (src/fit)
 //   quantize_matrix, codes_to_planes: those of anyprec/quantize.h and anyprec/planes.h on a GPU
 //   fit           codes and codebooks of a weight matrix against a Hessian (src/fit)
@@ -16,6 +17,10 @@
 // Returns codes uint8 [N, K] at the parent precision, for each precision from the lowest on a table
 // fp32 [N, G, 2^b], and fp64 [precisions], the sums of sensitivity * (weight - value)^2; `name` is
 // what errors call the matrix. codes_to_planes: uint8 [N, K] -> [parent, N, ceil(K/8)].
+//
+// kl_gradient_: logits [R, V'] and [R, V] of one dtype; V' and V may differ, the shorter vocabulary
+// counts. Returns KL(wanted || found) of each row, fp32 [R], nats; `found` becomes scale times its
+// gradient: scale * (softmax(found) - softmax(wanted)), zero beyond the vocabulary of both.
 //
 // binary_codes: weight fp32 [N, K]; curvature fp32 [K], what a squared error in each column costs;
 // start: "range" or "greedy". Returns codes uint8 [N, K] at the widest of `precisions`.
@@ -42,6 +47,7 @@ TORCH_LIBRARY(anyprec, m) {
         {at::Tag::pt2_compliant_tag});
   m.def("sum_by_code(Tensor values, Tensor codes, int precision, int group_size) -> Tensor",
         {at::Tag::pt2_compliant_tag});
+  m.def("kl_gradient_(Tensor wanted, Tensor(a!) found, float scale) -> Tensor");
   m.def(
       "quantize_matrix(str name, Tensor weight, Tensor? sensitivities, int lowest_precision, "
       "int seed_precision, int parent_precision, int group_size) -> (Tensor codes, Tensor[] luts, "

@@ -1,5 +1,7 @@
 """A distillation step: its parts against plain computations, and its ways against each other."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,21 @@ def test_divergence_and_its_gradient_do_not_depend_on_the_pieces(monkeypatch):
         assert kl_sum(hidden, q_head, wanted, p_head).item() == pytest.approx(
             plain.item(), rel=1e-5
         )
+
+
+def test_gradient_of_a_head_with_a_soft_cap():
+    torch.manual_seed(0)
+    p_head, q_head = (
+        dataclasses.replace(output_head(tiny_model("llama")), softcap=2.0) for _ in range(2)
+    )
+    wanted = torch.randn(1, 7, 48)
+    hidden = 30 * torch.randn(1, 7, 48)
+    hidden.requires_grad_()
+    p = p_head(wanted).detach().log_softmax(-1)
+    q = q_head(hidden).log_softmax(-1)
+    (gradient,) = torch.autograd.grad((p.exp() * (p - q)).sum() / 7, hidden)
+    kl_backward(hidden * 1, q_head, wanted, p_head, 7)
+    torch.testing.assert_close(hidden.grad, gradient, rtol=1e-4, atol=1e-8)
 
 
 def test_blocks_are_what_linears_are_in():
