@@ -49,6 +49,7 @@ LINEARS = {
     ("gate x up", "norms"): "down",
 }
 WARM_STEPS = 4
+BETWEEN = "nothing, between steps"
 
 
 @dataclass
@@ -74,13 +75,13 @@ def named(kernels):
     return kernels
 
 
-def shares(kernels):
-    """Microseconds by part; gaps are those of the GPU between kernels of one step."""
+def shares(kernels, before):
+    """Microseconds by part, from `before`, the end of the step before this one."""
     spent = defaultdict(float)
-    reached = kernels[0].start
-    for kernel in kernels:
+    reached = before
+    for i, kernel in enumerate(kernels):
         if kernel.start > reached:
-            spent["gaps"] += kernel.start - reached
+            spent["nothing, within the step" if i else BETWEEN] += kernel.start - reached
         spent[kernel.part] += max(0.0, kernel.end - max(reached, kernel.start))
         reached = max(reached, kernel.end)
     return spent
@@ -102,7 +103,7 @@ def steps_of(events):
             steps.append(current)
             current = []
         current.append(kernel)
-    return [named(step) for step in steps[1:]]  # the first may have begun before the profiler
+    return [named(step) for step in steps]
 
 
 def profiled(engine, precision, args):
@@ -121,7 +122,9 @@ def profiled(engine, precision, args):
             engine.step()
     while not engine.idle:
         engine.step()
-    steps = [shares(step) for step in steps_of(profiler.events())]
+    kernels = steps_of(profiler.events())
+    ends = [max(kernel.end for kernel in step) for step in kernels]
+    steps = [shares(step, end) for step, end in zip(kernels[1:], ends, strict=False)]
     parts = {part: 0.0 for step in steps for part in step}
     for part in parts:
         parts[part] = statistics.median(step[part] for step in steps)

@@ -76,19 +76,66 @@ struct Heads {
   }
 };
 
-/// Attention of the heads to positions [begin, end), into shared.part_*.
+/// A lane's place: its group of lanes takes a key together.
+template <int kHeadSize>
+struct Place {
+  static constexpr int kLanes = lanes_of(kHeadSize);
+  static constexpr int kGroups = 32 / kLanes;  // of lanes in a warp
+  int warp = threadIdx.x / 32;
+  int group = threadIdx.x % 32 / kLanes;
+  int element = threadIdx.x % kLanes * kVector;
+  bool active = element < kHeadSize;  // heads of 96 leave lanes over
+};
+
+/// Keys and values that a lane has in flight: of positions base + u * kStep.
+template <ScalarType kType, int kHeadSize, int kStep>
+struct InFlight {
+  Vector<kType> keys[kUnroll], values[kUnroll];
+
+  /// Those of positions [first, end); others keep what they have.
+  __device__ __forceinline__ void load(const decoder::Attention& attention,
+                                       const Place<kHeadSize>& place, int sequence, int kv_head,
+                                       int base, int first, int end) {
+    constexpr int kBytes = scalar_bytes(kType);
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int position = base + u * kStep;
+      if (!place.active || position < first || position >= end) continue;
+      const std::int64_t at =
+          (cache_offset(attention, sequence, position, kv_head) + place.element) * kBytes;
+      keys[u] = Vector<kType>::load(static_cast<const char*>(attention.key_cache) + at);
+      values[u] = Vector<kType>::load(static_cast<const char*>(attention.value_cache) + at);
+    }
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) keys[u] = values[u] = {};
+  }
+};
+
+/// Attention of the heads to positions [begin, end), into shared.part_*. Waits for the kernels
+/// before; what earlier calls left in the cache it begins to read before that.
 template <ScalarType kType, int kHeadSize, int kHeads, int kWarps>
 __device__ __forceinline__ void attend(const decoder::Attention& attention, const Heads& heads,
-                                       int sequence, int begin, int end,
+                                       const KeyRange& keys, int begin, int end,
                                        Shared<kHeadSize, kHeads, kWarps>& shared) {
   constexpr int kThreads = 32 * kWarps;
-  constexpr int kLanes = lanes_of(kHeadSize);
-  constexpr int kGroups = 32 / kLanes;  // of lanes in a warp
+  constexpr int kLanes = Place<kHeadSize>::kLanes;
+  constexpr int kGroups = Place<kHeadSize>::kGroups;
   constexpr int kBytes = scalar_bytes(kType);
-  const int warp = threadIdx.x / 32;
-  const int group = threadIdx.x % 32 / kLanes;
-  const int element = threadIdx.x % kLanes * kVector;
-  const bool active = element < kHeadSize;  // heads of 96 leave lanes over
+  constexpr int kStep = kWarps * kGroups;
+  const Place<kHeadSize> place;
+  const int warp = place.warp;
+  const int group = place.group;
+  const int element = place.element;
+  const bool active = place.active;
+
+  // Group g of warp w takes keys w * kGroups + g + i * kWarps * kGroups.
+  const int first_base = begin + warp * kGroups + group;
+  InFlight<kType, kHeadSize, kStep> raw;
+  raw.clear();
+  raw.load(attention, place, keys.sequence, heads.kv_head, first_base, begin, min(end, keys.fresh));
+  ptx::wait_for_predecessors();
 
   float q[kHeads][kVector];
   State<kHeads> state;
@@ -105,27 +152,15 @@ __device__ __forceinline__ void attend(const decoder::Attention& attention, cons
     }
   }
 
-  // Group g of warp w takes keys w * kGroups + g + i * kWarps * kGroups.
-  constexpr int kStep = kWarps * kGroups;
-  for (int base = begin + warp * kGroups + group; base - group < end; base += kUnroll * kStep) {
-    Vector<kType> raw_keys[kUnroll], raw_values[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int position = base + u * kStep;
-      if (active && position < end) {
-        const std::int64_t at =
-            (cache_offset(attention, sequence, position, heads.kv_head) + element) * kBytes;
-        raw_keys[u] = Vector<kType>::load(static_cast<const char*>(attention.key_cache) + at);
-        raw_values[u] = Vector<kType>::load(static_cast<const char*>(attention.value_cache) + at);
-      } else {
-        raw_keys[u] = raw_values[u] = {};
-      }
-    }
+  for (int base = first_base; base - group < end; base += kUnroll * kStep) {
+    if (base != first_base) raw.clear();
+    raw.load(attention, place, keys.sequence, heads.kv_head, base,
+             base == first_base ? max(begin, keys.fresh) : begin, end);
     float scores[kHeads][kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       float key[kVector];
-      raw_keys[u].to_floats(key);
+      raw.keys[u].to_floats(key);
       const bool seen = base + u * kStep < end;
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
@@ -160,7 +195,7 @@ __device__ __forceinline__ void attend(const decoder::Attention& attention, cons
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       float value[kVector];
-      raw_values[u].to_floats(value);
+      raw.values[u].to_floats(value);
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
@@ -227,15 +262,17 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
   constexpr int kWarps = kWarpsOf<kHeadSize, kHeads>;
   __shared__ Shared<kHeadSize, kHeads, kWarps> shared;
   ptx::launch_dependents();
-  ptx::wait_for_predecessors();
   const Heads heads(attention, kHeads);
   const int part = static_cast<int>(blockIdx.x);
   const KeyRange keys(attention, heads.row);
   const int each = part_keys(keys.end - keys.begin, parts.count);
   const int begin = keys.begin + part * each;
   const int end = min(keys.end, begin + each);
-  if (begin >= end) return;
-  attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys.sequence, begin, end, shared);
+  if (begin >= end) {
+    ptx::wait_for_predecessors();  // no grid may end before those before it
+    return;
+  }
+  attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys, begin, end, shared);
   for (int i = threadIdx.x; i < kHeads * kHeadSize; i += 32 * kWarps) {
     const int h = i / kHeadSize;
     const int d = i % kHeadSize;
@@ -254,14 +291,13 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
   constexpr int kWarps = kWarpsOf<kHeadSize, kHeads>;
   __shared__ Shared<kHeadSize, kHeads, kWarps> shared;
   ptx::launch_dependents();
-  ptx::wait_for_predecessors();
   const Heads heads(attention, kHeads);
   const int part = static_cast<int>(blockIdx.x);  // and the block's rank in its cluster
   const KeyRange keys(attention, heads.row);
   const int each = part_keys(keys.end - keys.begin, kClusterParts);
   const int begin = min(keys.end, keys.begin + part * each);
   const int end = min(keys.end, begin + each);
-  attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys.sequence, begin, end, shared);
+  attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys, begin, end, shared);
 
   // Each block adds up its share of the elements.
   ptx::meet_all_of_cluster();

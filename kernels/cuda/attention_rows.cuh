@@ -19,11 +19,12 @@ __device__ __forceinline__ int sequence_of(const decoder::Attention& attention, 
   return low;
 }
 
-/// Positions [begin, end) of a sequence.
+/// Positions [begin, end) of a sequence. Those from `fresh` on are of the rows of this call.
 struct KeyRange {
   int sequence;
   int begin;
   int end;
+  int fresh;
 
   __device__ __forceinline__ KeyRange(const decoder::Attention& attention, std::int64_t row) {
     // Most often each sequence has one row. The three loads do not wait for each other.
@@ -32,6 +33,7 @@ struct KeyRange {
       const int first = attention.sequence_start[sequence];
       const int next = attention.sequence_start[sequence + 1];
       end = attention.lengths[sequence];
+      fresh = end - 1;
       if (first != row || next != row + 1) *this = {attention, row, sequence_of(attention, row)};
     } else {
       *this = {attention, row, sequence_of(attention, row)};
@@ -43,10 +45,12 @@ struct KeyRange {
   /// Without the window.
   __device__ __forceinline__ KeyRange(const decoder::Attention& attention, std::int64_t row,
                                       int of_row)
-      : sequence(max(0, of_row)), begin(0), end(0) {
+      : sequence(max(0, of_row)), begin(0), end(0), fresh(0) {
     if (of_row < 0) return;
-    const int rows_after = attention.sequence_start[of_row + 1] - 1 - static_cast<int>(row);
-    end = max(0, attention.lengths[of_row] - rows_after);
+    const int next = attention.sequence_start[of_row + 1];
+    const int length = attention.lengths[of_row];
+    end = max(0, length - (next - 1 - static_cast<int>(row)));
+    fresh = max(0, length - (next - attention.sequence_start[of_row]));
   }
 };
 

@@ -3,7 +3,7 @@
 #include "kernels/cuda/divergence.h"
 #include "kernels/cuda/vectors.cuh"
 
-/// One block a row, which it reads twice: for the logarithms of the sums, then for differences.
+/// One block a row, which it reads twice: for the sums of exponentials, then for differences.
 namespace anyprec::cuda {
 namespace {
 
@@ -37,8 +37,16 @@ struct ExpSum {
   }
 };
 
-/// The logarithm of the sum over the block, the same in every thread.
-__device__ __forceinline__ float log_of_sum(ExpSum mine, ExpSum* scratch) {
+/// What logits become logarithms of probabilities by: v - largest - log_sum, in this order, since
+/// the largest logit may be far beyond the logarithm.
+struct Normalizer {
+  float largest;
+  float log_sum;
+  __device__ __forceinline__ float operator()(float v) const { return v - largest - log_sum; }
+};
+
+/// Of a row, the same in every thread. Every thread of the block calls it.
+__device__ __forceinline__ Normalizer normalizer(ExpSum mine, ExpSum* scratch) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
     mine.add(
@@ -49,7 +57,7 @@ __device__ __forceinline__ float log_of_sum(ExpSum mine, ExpSum* scratch) {
   ExpSum all = scratch[0];
 #pragma unroll
   for (int w = 1; w < kWarps; ++w) all.add(scratch[w]);
-  return all.largest + logf(all.sum);
+  return {all.largest, logf(all.sum)};
 }
 
 template <ScalarType kType>
@@ -75,8 +83,8 @@ __global__ void __launch_bounds__(kThreads)
     load_vector<kType>(found, column, columns, wide, v);
     of_found.add(v, count);
   }
-  const float log_wanted = log_of_sum(of_wanted, wanted_sums);
-  const float log_found = log_of_sum(of_found, found_sums);
+  const Normalizer log_wanted = normalizer(of_wanted, wanted_sums);
+  const Normalizer log_found = normalizer(of_found, found_sums);
 
   float divergence = 0.0f;
   for (std::int64_t column = first; column < columns; column += kStep) {
@@ -85,8 +93,8 @@ __global__ void __launch_bounds__(kThreads)
     load_vector<kType>(found, column, columns, wide, q);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      const float log_p = p[i] - log_wanted;
-      const float log_q = q[i] - log_found;
+      const float log_p = log_wanted(p[i]);
+      const float log_q = log_found(q[i]);
       const float probability = __expf(log_p);
       if (column + i < columns && probability > 0.0f) divergence += probability * (log_p - log_q);
       q[i] = scale * (__expf(log_q) - probability);

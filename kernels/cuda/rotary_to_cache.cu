@@ -3,22 +3,24 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vectors.cuh"
 
-/// One warp for each head of queries, keys and values of a row.
+/// One warp for each head of queries, keys and values of a row. What does not come from the kernel
+/// before is read while that one still runs. The next kernel starts when this one has seen the end
+/// of all before it: attention may then read, before it waits, what earlier calls wrote.
 namespace anyprec::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+/// Pairs of elements that a lane turns; heads have at most 256 elements.
+constexpr int kPairs = 256 / 2 / 32;
 
 template <ScalarType kType>
 __global__ void __launch_bounds__(32 * kWarps) rotary_kernel(const decoder::RotaryToCache rotary) {
-  ptx::launch_dependents();
-  ptx::wait_for_predecessors();
   const int lane = threadIdx.x % 32;
   const int kv_heads = rotary.cache.heads;
   const int heads = rotary.query_heads + 2 * kv_heads;
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const std::int64_t row = index / heads;
-  if (row >= rotary.rows) return;
+  const bool inside = row < rotary.rows;
   int head = static_cast<int>(index % heads);
   const int size = rotary.cache.head_size;
   constexpr int kBytes = scalar_bytes(kType);
@@ -26,8 +28,19 @@ __global__ void __launch_bounds__(32 * kWarps) rotary_kernel(const decoder::Rota
 
   const bool is_query = head < rotary.query_heads;
   const bool is_value = head >= rotary.query_heads + kv_heads;
-  const std::int64_t slot = rotary.slots[row];
-  if (!is_query && slot < 0) return;
+  const std::int64_t slot = inside ? rotary.slots[row] : -1;
+  const int half = is_value ? 0 : rotary.rotary / 2;
+  const std::int64_t angles = inside ? static_cast<std::int64_t>(rotary.positions[row]) * half : 0;
+  float cosine[kPairs], sine[kPairs];
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) {
+    const int i = lane + 32 * p;
+    cosine[p] = inside && i < half ? rotary.cos[angles + i] : 0.0f;
+    sine[p] = inside && i < half ? rotary.sin[angles + i] : 0.0f;
+  }
+  ptx::wait_for_predecessors();
+  ptx::launch_dependents();
+  if (!inside || (!is_query && slot < 0)) return;
   char* to;
   const void* norm = nullptr;
   if (is_query) {
@@ -53,15 +66,14 @@ __global__ void __launch_bounds__(32 * kWarps) rotary_kernel(const decoder::Rota
     const float v = load_scalar(from, kType, i);
     return norm == nullptr ? v : v * scale * (load_scalar(norm, kType, i) + rotary.offset);
   };
-  const int half = is_value ? 0 : rotary.rotary / 2;
-  const std::int64_t angles = static_cast<std::int64_t>(rotary.positions[row]) * half;
-  for (int i = lane; i < half; i += 32) {
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) {
+    const int i = lane + 32 * p;
+    if (i >= half) break;
     const float a = element(i);
     const float b = element(i + half);
-    const float c = rotary.cos[angles + i];
-    const float s = rotary.sin[angles + i];
-    store_scalar(to, kType, i, a * c - b * s);
-    store_scalar(to, kType, i + half, b * c + a * s);
+    store_scalar(to, kType, i, a * cosine[p] - b * sine[p]);
+    store_scalar(to, kType, i + half, b * cosine[p] + a * sine[p]);
   }
   for (int i = 2 * half + lane; i < size; i += 32) store_scalar(to, kType, i, element(i));
 }

@@ -20,6 +20,9 @@ from anyprec.training import mixed_precision
 # Where the activations of a batch would take more than this of a GPU's free memory, blocks are
 # computed again in the backward pass. Warm-up and graph have their own pools, one after the other.
 _ACTIVATIONS_SHARE = 0.5
+# What float16 gradients are multiplied by, those of one position: the first with which nothing
+# overflows.
+_HALF_SCALES = (16.0, 1 / 16)
 
 
 class StepError(RuntimeError):
@@ -35,8 +38,10 @@ class DistillStep:
     bytes every time.
 
     autocast: the dtype of matrix products and attention within the model, None for the model's own.
-    What is passed from block to block, norms, logits and loss keep the model's dtype. recompute:
-    blocks in the backward pass, on a GPU; None: where their activations would not fit.
+    What is passed from block to block, norms, logits and loss keep the model's dtype. float16 has a
+    narrow range: its gradients are scaled, a gradient that overflows in some step counts as zero
+    there, and a model that overflows from the start gets bfloat16. recompute: blocks in the
+    backward pass, on a GPU; None: where their activations would not fit.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class DistillStep:
     ) -> None:
         self._student, self._codebooks, self._blocks = student, codebooks, blocks
         self._autocast = autocast
+        self._scale = 1.0
         self._teacher = teacher
         self._head = output_head(student)
         self._device = student.device
@@ -61,6 +67,8 @@ class DistillStep:
         self._loss: Tensor | None = None
         on_gpu = self._device.type == "cuda"
         self._at_once = batch_size if on_gpu else 1
+        if autocast is torch.float16:
+            self._settle_half()
         if on_gpu:
             taken = self._activations() * batch_size
             fits = taken <= _ACTIVATIONS_SHARE * self._free()
@@ -69,6 +77,11 @@ class DistillStep:
         self._ids, self._wanted = teacher.training.batch(rows)
         if on_gpu and cuda_graph:
             self._capture()
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What products are made in."""
+        return self._autocast
 
     @property
     def recomputes(self) -> bool:
@@ -83,9 +96,13 @@ class DistillStep:
         """
         self._teacher.training.load(rows, self._ids, self._wanted)
         if self._graph is None:
-            return self._run()
-        self._graph.replay()
-        return self._loss
+            loss = self._run()
+        else:
+            self._graph.replay()
+            loss = self._loss
+        if self._autocast is torch.float16:
+            torch.nan_to_num_(self._codebooks.offset.grad, nan=0.0, posinf=0.0, neginf=0.0)
+        return loss
 
     def _run(self) -> Tensor:
         try:
@@ -109,10 +126,25 @@ class DistillStep:
             with mixed_precision(self._device, self._autocast):
                 hidden = last_hidden(self._student, self._ids[here])
             loss += kl_backward(
-                hidden, self._head, self._wanted[here], self._teacher.head, self._ids.numel()
+                hidden,
+                self._head,
+                self._wanted[here],
+                self._teacher.head,
+                self._ids.numel(),
+                self._scale,
             )
         self._codebooks.collect()
+        if self._autocast is torch.float16:
+            self._codebooks.offset.grad.div_(self._scale)
         return loss
+
+    def _settle_half(self) -> None:
+        for scale in _HALF_SCALES:
+            self._scale = scale * self._ids.numel()
+            loss = self._run()
+            if loss.isfinite() and self._codebooks.offset.grad.isfinite().all():
+                return
+        self._autocast, self._scale = torch.bfloat16, 1.0
 
     def _activations(self) -> int:
         """Bytes that a pass over one sequence takes beside what is there."""

@@ -15,12 +15,17 @@ _LOGITS = 1 << 26
 
 
 def kl_backward(
-    hidden: Tensor, head: OutputHead, wanted: Tensor, wanted_head: OutputHead, positions: int
+    hidden: Tensor,
+    head: OutputHead,
+    wanted: Tensor,
+    wanted_head: OutputHead,
+    positions: int,
+    scale: float = 1.0,
 ) -> Tensor:
     """Backward pass of KL(wanted || hidden), summed over positions and divided by `positions`.
 
-    hidden: [B, T, d] with its graph; wanted: [B, T, d'], of which no gradient is taken. Returns the
-    loss: fp32, without a graph.
+    hidden: [B, T, d] with its graph; wanted: [B, T, d'], of which no gradient is taken. scale: what
+    gradients are multiplied by, not the loss. Returns the loss: fp32, without a graph.
     """
     pieces = hidden.detach().flatten(0, 1).split(_rows(head, wanted_head))
     gradients = []
@@ -36,7 +41,7 @@ def kl_backward(
                 gradient = gradient.clone()
             gradient = gradient.contiguous()
             target_logits = wanted_head(target).to(gradient.dtype).contiguous()
-            divergences = torch.ops.anyprec.kl_gradient_(target_logits, gradient, 1 / positions)
+            divergences = torch.ops.anyprec.kl_gradient_(target_logits, gradient, scale / positions)
             total += divergences.sum() / positions
         logits.backward(gradient)
         gradients.append(leaf.grad)

@@ -9,7 +9,10 @@
 namespace anyprec::engine {
 namespace {
 
-// Room for bit planes, where the layer that comes next would read them.
+// Room for bit planes, where the layer that comes next would read them. The down projection alone
+// gains by them: rows are long there. Shorter ones are turned into planes by the product's own
+// blocks while their first weights come, in less time than a norm or attention, which have one
+// block or a few for a row, would add to theirs (benchmarks/RESULTS.md).
 class PlanesFor {
  public:
   PlanesFor(const ProjectionGroup& next, const at::Tensor& like, std::int64_t rows,
@@ -56,32 +59,26 @@ at::Tensor Decoder::forward(const StepBatch& batch, KeyValueCache& cache,
   at::Tensor x;
   for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
     const LayerWeights& layer = weights_.layers[i];
-    const auto planes_for = [&](const ProjectionGroup& next) {
-      return PlanesFor(next, residual, rows, assignment);
-    };
-    PlanesFor for_attention = planes_for(layer.query_key_value);
     if (i == 0) {
-      x = rms_norm(residual, layer.input_norm, eps, offset, for_attention.get());
+      x = rms_norm(residual, layer.input_norm, eps, offset);
     } else {
-      x = add_rms_norm(x, residual, layer.input_norm, eps, offset, for_attention.get());
+      x = add_rms_norm(x, residual, layer.input_norm, eps, offset);
     }
-    const at::Tensor qkv = layer.query_key_value(x, assignment, for_attention.get());
+    const at::Tensor qkv = layer.query_key_value(x, assignment);
 
     const RotaryTable& rotary = rotary_[config_.layers[i].rope];
     const at::Tensor q = rotary_to_cache(qkv, batch.positions, batch.slots, rotary.cos, rotary.sin,
                                          optional(layer.query_norm), optional(layer.key_norm), eps,
                                          offset, cache.keys[i], cache.values[i]);
-    PlanesFor for_output = planes_for(layer.attention_output);
     x = attention(q, cache.keys[i], cache.values[i], batch.block_table, batch.sequence_start,
                   batch.lengths, config_.attention_scale, config_.layers[i].window,
-                  config_.attention_softcap, for_output.get());
-    x = layer.attention_output(x, assignment, for_output.get());
+                  config_.attention_softcap);
+    x = layer.attention_output(x, assignment);
     if (config_.norms_around) x = rms_norm(x, layer.post_attention_norm, eps, offset);
 
-    PlanesFor for_mlp = planes_for(layer.gate_up);
-    x = add_rms_norm(x, residual, layer.mlp_norm, eps, offset, for_mlp.get());
-    x = layer.gate_up(x, assignment, for_mlp.get());
-    PlanesFor for_down = planes_for(layer.down);
+    x = add_rms_norm(x, residual, layer.mlp_norm, eps, offset);
+    x = layer.gate_up(x, assignment);
+    PlanesFor for_down(layer.down, residual, rows, assignment);
     x = gated(x, config_.activation, for_down.get());
     x = layer.down(x, assignment, for_down.get());
     if (config_.norms_around) x = rms_norm(x, layer.post_mlp_norm, eps, offset);
@@ -91,9 +88,8 @@ at::Tensor Decoder::forward(const StepBatch& batch, KeyValueCache& cache,
     residual = residual.index_select(0, batch.logit_rows);
   }
   if (x.size(0) == 0) return at::empty({0, config_.vocabulary}, x.options());
-  PlanesFor for_head(weights_.head, x, x.size(0), assignment);
-  x = add_rms_norm(x, residual, weights_.norm, eps, offset, for_head.get());
-  at::Tensor logits = weights_.head(x, assignment, for_head.get());
+  x = add_rms_norm(x, residual, weights_.norm, eps, offset);
+  at::Tensor logits = weights_.head(x, assignment);
   if (config_.logit_softcap > 0) {
     logits = logits.div_(config_.logit_softcap).tanh_().mul_(config_.logit_softcap);
   }

@@ -36,7 +36,7 @@ class Solver {
     run_refit_begin(view_, kRidge, kLeastRidge, device_);
   }
 
-  void solve(int steps) {
+  void solve(int steps, Accuracy accuracy) {
     const at::Tensor product_of = at::empty_like(moved_);
     view_.product = product_of.const_data_ptr<float>();
     for (int step = 0; step < steps; ++step) {
@@ -46,7 +46,7 @@ class Solver {
       const auto left = [&](const at::Tensor& matrices) {
         return matrices.slice(0, view_.first).flatten(0, 1);
       };
-      product(left(moved_), metric_.hessian, Accuracy::kFast, left(product_of));
+      step_product(left(moved_), metric_.hessian, metric_.split, accuracy, left(product_of));
       run_refit_step(view_, step + 1 == steps, device_);
     }
   }
@@ -91,10 +91,11 @@ class Solver {
 }  // namespace
 
 at::Tensor refit_by_gradients(const Rows& rows, const Metric& metric,
-                              const std::vector<Codebook*>& codebooks, int steps) {
+                              const std::vector<Codebook*>& codebooks, int steps,
+                              Accuracy accuracy) {
   Solver solver(rows, metric, codebooks);
   solver.begin();
-  solver.solve(steps);
+  solver.solve(steps, accuracy);
   return solver.pulled();
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "src/fit/codebooks.h"
+#include "src/fit/device.h"
 
 namespace anyprec::fit {
 
@@ -13,10 +14,11 @@ namespace anyprec::fit {
 ///   (P^T H P + lambda I) delta = P^T H (w - P c),  lambda = 1e-5 of the mean diagonal,
 ///
 /// preconditioned by the diagonal: all rows and precisions at once, a product with H a step. A row
-/// takes a step only where its energy falls by it. Returns H (w - q) of the result, fp32
-/// [precisions, n, K].
+/// takes a step only where its energy falls by it. accuracy: of the steps' products. Returns
+/// H (w - q) of the result, fp32 [precisions, n, K].
 at::Tensor refit_by_gradients(const Rows& rows, const Metric& metric,
-                              const std::vector<Codebook*>& codebooks, int steps);
+                              const std::vector<Codebook*>& codebooks, int steps,
+                              Accuracy accuracy);
 
 /// What an error w - q does.
 struct Errors {

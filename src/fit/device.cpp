@@ -37,6 +37,17 @@ SplitMatrix split_matrix(const at::Tensor& matrix) {
   return {.high = high, .low = (matrix - high.to(at::kFloat)).to(at::kBFloat16)};
 }
 
+void step_product(const at::Tensor& a, const at::Tensor& matrix, const SplitMatrix& split,
+                  Accuracy accuracy, const at::Tensor& out) {
+#ifdef ANYPREC_FIT_ON_CUDA
+  if (a.is_cuda() && accuracy == Accuracy::kCoarse) {
+    return gpu::coarse_product(a, split.high, out);
+  }
+#endif
+  static_cast<void>(split);
+  product(a, matrix, accuracy, out);
+}
+
 void run_sweep(const cpu::SweepBlock& block, const at::Device& device) {
 #ifdef ANYPREC_FIT_ON_CUDA
   if (device.is_cuda()) return gpu::sweep(block);

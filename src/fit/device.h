@@ -10,8 +10,9 @@
 namespace anyprec::fit {
 
 enum class Accuracy {
-  kFast,  ///< factors rounded to TF32 where there is such an instruction, sums in fp32
-  kFull,  ///< fp32
+  kCoarse,  ///< factors rounded to bf16 on a GPU, sums in fp32
+  kFast,    ///< factors rounded to TF32 where there is such an instruction, sums in fp32
+  kFull,    ///< fp32
 };
 
 /// out = a @ b, or out += a @ b. fp32 matrices whose rows are contiguous.
@@ -24,6 +25,10 @@ struct SplitMatrix {
   at::Tensor high, low;  ///< bf16 [K, K]; undefined on a CPU
 };
 SplitMatrix split_matrix(const at::Tensor& matrix);
+
+/// out = a @ matrix, given with its parts.
+void step_product(const at::Tensor& a, const at::Tensor& matrix, const SplitMatrix& split,
+                  Accuracy accuracy, const at::Tensor& out);
 
 void run_sweep(const cpu::SweepBlock& block, const at::Device& device);
 

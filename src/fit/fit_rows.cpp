@@ -82,7 +82,7 @@ Codebooks descend(Rows& rows, const Metric& metric, const Plan& plan) {
   for (const auto& [precision, tau] : plan.taus) precisions.push_back(precision);
   State state{
       .rows = rows, .codebooks = first_codebooks(rows, metric, plan, precisions), .pulled = {}};
-  state.pulled = refit(rows, metric, state.codebooks, Effort::kFinal);
+  state.pulled = refit(rows, metric, state.codebooks, Effort::kRough);
   std::vector<at::Tensor> weights = weights_of(state.codebooks, plan);
   const auto improve = [&](Sweep kind, Effort effort) {
     State other = state;
@@ -125,7 +125,7 @@ Codebook add_bit(Rows& rows, const Metric& metric, const Plan& plan, int precisi
                                                at::cat({narrower.coefficients, alpha.abs()}, 2)));
   }
   const int sweeps = plan.child_sweeps;
-  at::Tensor pulled = refit(rows, metric, codebooks, Effort::kFinal);
+  at::Tensor pulled = refit(rows, metric, codebooks, Effort::kThorough);
   const std::vector<at::Tensor> weights{at::ones({rows.count()}, rows.weight.options())};
   // The levels of a table are where a split put them; those of a plane move with the codes.
   const bool refit_each = plan.form.sign_planes(precision) > 0;
@@ -133,7 +133,7 @@ Codebook add_bit(Rows& rows, const Metric& metric, const Plan& plan, int precisi
     rows.codes = sweep(Sweep::kNewestBit, rows, metric, codebooks, weights, pulled);
     pulled = at::Tensor();
     if (i == sweeps) {
-      refit(rows, metric, codebooks, Effort::kFinal);
+      refit(rows, metric, codebooks, Effort::kThorough);
     } else if (refit_each) {
       pulled = refit(rows, metric, codebooks, Effort::kRough);
     }
@@ -153,7 +153,7 @@ Codebooks fit_rows(Rows& rows, const Metric& metric, const Plan& plan) {
     if (precision <= widest && !codebooks.contains(precision)) others.push_back(precision);
   }
   Codebooks rest = first_codebooks(rows, metric, plan, others);
-  refit(rows, metric, rest, Effort::kFinal);
+  refit(rows, metric, rest, Effort::kThorough);
   codebooks.merge(rest);
   for (int precision = widest + 1; precision <= plan.parent(); ++precision) {
     codebooks.emplace(precision,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "src/fit/conjugate_gradients.h"
+#include "src/fit/device.h"
 #include "src/fit/least_squares.h"
 #include "src/fit/refit_by_groups.h"
 #include "src/fit/segment_sums.h"
@@ -14,8 +15,17 @@ namespace {
 
 constexpr std::int64_t kDirectUnknowns = 64;
 constexpr std::int64_t kDirectSlots = 256;
-constexpr int kRoughSteps = 6;
-constexpr int kFinalSteps = 12;
+int steps_of(Effort effort) {
+  switch (effort) {
+    case Effort::kRough:
+      return 2;
+    case Effort::kFinal:
+      return 8;
+    default:
+      return 12;
+  }
+}
+
 // Coefficients of signed planes overlap, where those of a table do not: more steps to part them.
 constexpr int kPlanesFactor = 3;
 
@@ -33,7 +43,7 @@ at::Tensor merge(const at::Tensor& normal) {
 }  // namespace
 
 at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, Effort effort) {
-  const int steps = effort == Effort::kRough ? kRoughSteps : kFinalSteps;
+  const int steps = steps_of(effort);
   std::vector<Codebook*> by_groups, directly, by_gradients;
   for (auto& [precision, codebook] : codebooks) {
     auto& way = is_by_groups(codebook.basis, metric) ? by_groups
@@ -54,7 +64,8 @@ at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, E
   if (by_gradients.empty()) return {};
   const bool has_planes = !by_gradients.back()->basis.is_identity();
   const at::Tensor pulled =
-      refit_by_gradients(rows, metric, by_gradients, has_planes ? kPlanesFactor * steps : steps);
+      refit_by_gradients(rows, metric, by_gradients, has_planes ? kPlanesFactor * steps : steps,
+                         effort == Effort::kRough ? Accuracy::kCoarse : Accuracy::kFast);
   return by_gradients.size() == codebooks.size() ? pulled : at::Tensor();
 }
 

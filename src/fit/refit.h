@@ -9,8 +9,9 @@ namespace anyprec::fit {
 /// How far least squares by conjugate gradients goes: three times as far with signed planes, whose
 /// coefficients overlap.
 enum class Effort {
-  kRough,  ///< 6 steps: enough between sweeps, which change the codes again
-  kFinal,  ///< 12 steps
+  kRough,     ///< 2 steps, in bf16 on a GPU: enough between sweeps, which change the codes again
+  kFinal,     ///< 8 steps: after descent, from codebooks that were refitted in every round
+  kThorough,  ///< 12 steps: from codebooks that were not
 };
 
 /// Least squares: the coefficients of each codebook that minimize the rows' energies. On a CPU, up
