@@ -146,7 +146,7 @@ class AnyPrecisionForCausalLM:
         prefill_precision: at which the prompt is read, `precision` by default; the native engine's.
         engine: "native", the decode engine (docs/engine.md), which raises NotImplementedError with
         the reason where it does not serve this model or these arguments; "huggingface"; or "auto":
-        native on a CPU where it serves them, else Hugging Face's path, which is said once. Sampling
+        native where it serves them, else Hugging Face's path, which is said once. Sampling
         draws other numbers on the two paths; torch.manual_seed decides both.
         """
         if engine not in ("auto", "native", "huggingface"):
@@ -158,8 +158,6 @@ class AnyPrecisionForCausalLM:
         )
         if engine != "huggingface":
             try:
-                if engine == "auto" and prefill == decode:
-                    native_generation.check_default(self)
                 native_generation.check_model(self)
                 call = native_generation.read_call(self, args, kwargs)
                 resident = native_generation.resident_engine(self, call)

@@ -71,12 +71,6 @@ def tell_once(reason: str) -> None:
         logger.warning("generating with Hugging Face's path, not the native engine: %s", reason)
 
 
-def check_default(model: AnyPrecisionForCausalLM) -> None:
-    """Raises NotNative where the engine serves only those who ask for it."""
-    if model.device.type != "cpu":
-        raise NotNative('on a GPU it has to be asked for: engine="native"')
-
-
 def check_model(model: AnyPrecisionForCausalLM) -> None:
     """Raises NotNative unless the engine computes what the model does."""
     reason = refusal(model.config.to_json_string(use_diff=False))
