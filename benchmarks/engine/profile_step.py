@@ -5,7 +5,7 @@ profiler; a kernel counts from the end of the one before it, or from its own sta
 to its end, so that parts and gaps add up to the step (kernels overlap: each starts before the one
 before it has ended). The last lines are the step by the same clock and the one without a profiler.
 
-    python benchmarks/cuda/profile_engine.py --shapes llama-3.1-8b --precisions 3,4,8 \\
+    python benchmarks/engine/profile_step.py --shapes llama-3.1-8b --precisions 3,4,8 \\
         [--codebook hybrid --lut-bits 3 --cell-groups io] [--dense] [--context 512] [--json FILE]
 """
 
