@@ -75,7 +75,7 @@ def refine(
     *,
     precisions: Sequence[int] = (2, 3, 4),
     out: str | Path | None = None,
-    dataset: str = BUILTIN,
+    dataset: str | Tokens = BUILTIN,
     num_examples: int | None = None,
     seq_len: int = 512,
     random_state: int | None = None,
@@ -94,14 +94,15 @@ def refine(
     The original goes over the text once, for all precisions; then only its head is needed.
 
     dataset, num_examples, seq_len, random_state: the text, as for quantizing; None for num_examples
-    takes all that it has (of a hub dataset 500 windows). held_out: the last so many of them are not
-    trained on and decide: a precision whose KL divergence to the original does not fall there keeps
-    the codebooks that it had. steps: of the optimizer, for all precisions or for each.
-    learning_rate: likewise; None for each precision's own. dtype: to compute in; "mixed" is float32
-    with products and attention of a step in half precision (DistillStep); "auto" is float32 on a
-    CPU, and on a GPU mixed, or bfloat16 for more than 2 billion weights. cuda_graph: on a GPU,
-    capture a step and replay it. out: a new directory, or with overwrite one to replace; by default the checkpoint
-    itself is replaced, file by file, at the end. Nothing is written where no precision got better.
+    takes all that it has (of a hub dataset 500 windows); or the windows themselves. held_out: the
+    last so many of them are not trained on and decide: a precision whose KL divergence to the
+    original does not fall there keeps the codebooks that it had. steps: of the optimizer, for all
+    precisions or for each. learning_rate: likewise; None for each precision's own. dtype: to
+    compute in; "mixed" is float32 with products and attention of a step in half precision
+    (DistillStep); "auto" is float32 on a CPU, and on a GPU mixed, or bfloat16 for more than 2
+    billion weights. cuda_graph: on a GPU, capture a step and replay it. out: a new directory, or
+    with overwrite one to replace; by default the checkpoint itself is replaced, file by file, at
+    the end. Nothing is written where no precision got better.
 
     Raises DistillError, DatasetError, SourceError, HeadError, StepError, PrecisionError or
     FormatError.
@@ -117,14 +118,19 @@ def refine(
     rates = _rates(learning_rate, precisions, lut_bits)
     counts = _each("steps", steps, precisions)
     reporter: Reporter = Terminal() if progress is True else progress or Silent()
-    tokens = _tokens(directory, dataset, num_examples, seq_len, random_state)
+    if isinstance(dataset, Tokens):
+        tokens = dataset
+    else:
+        tokens = _tokens(directory, dataset, num_examples, seq_len, random_state)
     if not 1 <= held_out < len(tokens.ids):
         raise DistillError(
             f"held_out {held_out}: wanted at least 1 and fewer than the {len(tokens.ids)} windows"
         )
     training, judging = tokens.ids[:-held_out], tokens.ids[-held_out:]
     training = training[: max(counts.values()) * batch_size]  # more would never be looked at
-    reporter.line(f"{len(training)} windows of {seq_len} tokens, {held_out} more to judge by")
+    reporter.line(
+        f"{len(training)} windows of {training.shape[1]} tokens, {held_out} more to judge by"
+    )
 
     source = original if isinstance(original, Source) else load_source(original)
     place = torch.device(device)
