@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "anyprec/parallel.h"
@@ -52,6 +53,19 @@ void unpack_planes(const std::uint8_t* packed, std::int64_t planes, std::int64_t
 void linear(const Weights& weights, const void* x, std::int64_t x_stride, std::int64_t m,
             const void* bias, void* y, std::int64_t y_stride, ScalarType type,
             const Executor& executor, Isa isa = selected_isa());
+
+/// One matrix and where its product goes.
+struct Product {
+  Weights weights;
+  const void* bias = nullptr;  ///< [N] of the input's type, or null
+  void* y = nullptr;           ///< [M, N] of the input's type
+  std::int64_t y_stride = 0;   ///< elements between rows
+};
+
+/// linear() of several matrices with one x, as of Q, K and V: the same results, for less than one
+/// call each where M is small. All have the same K; forms and precisions may differ.
+void linear(std::span<const Product> products, const void* x, std::int64_t x_stride, std::int64_t m,
+            ScalarType type, const Executor& executor, Isa isa = selected_isa());
 
 /// Rows [row_begin, row_end) of W_b as `type`: out is [row_end - row_begin, K], contiguous. Full
 /// tables come out exactly in fp32 and fp16; sums of a hybrid are made in fp32 and rounded once.

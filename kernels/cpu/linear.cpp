@@ -41,25 +41,39 @@ const KernelSet& kernels_for(Isa isa) {
   return scalar_kernels();
 }
 
+void linear(std::span<const Product> products, const void* x, std::int64_t x_stride, std::int64_t m,
+            ScalarType type, const Executor& executor, Isa isa) {
+  check("linear", m >= 0, "m is " + std::to_string(m) + ", wanted at least 0");
+  const KernelSet& kernels = kernels_for(isa);
+  for (const Product& product : products) {
+    const Weights& weights = product.weights;
+    check_weights("linear", weights);
+    check("linear", weights.in_features == products.front().weights.in_features,
+          "in_features is " + std::to_string(weights.in_features) +
+              ", wanted the first product's " +
+              std::to_string(products.front().weights.in_features));
+    if (m == 0 || weights.out_features == 0) continue;
+    check("linear", x != nullptr || weights.in_features == 0, "x is null");
+    check("linear", product.y != nullptr, "y is null");
+    check("linear", m == 1 || product.y_stride >= weights.out_features,
+          "y_stride is " + std::to_string(product.y_stride) +
+              ", wanted at least out_features = " + std::to_string(weights.out_features));
+  }
+  if (m == 0 || products.empty()) return;
+  const Activations activations{x, x_stride, m, products.front().weights.in_features, type};
+  if (m <= kMatvecRows) return multiply_few(products, kernels, activations, executor);
+  for (const Product& product : products) {
+    if (product.weights.out_features == 0) continue;
+    multiply_many(product.weights, kernels, activations,
+                  {product.y, product.y_stride, product.bias, type}, executor);
+  }
+}
+
 void linear(const Weights& weights, const void* x, std::int64_t x_stride, std::int64_t m,
             const void* bias, void* y, std::int64_t y_stride, ScalarType type,
             const Executor& executor, Isa isa) {
-  check_weights("linear", weights);
-  check("linear", m >= 0, "m is " + std::to_string(m) + ", wanted at least 0");
-  const KernelSet& kernels = kernels_for(isa);
-  if (m == 0 || weights.out_features == 0) return;
-  check("linear", x != nullptr || weights.in_features == 0, "x is null");
-  check("linear", y != nullptr, "y is null");
-  check("linear", m == 1 || y_stride >= weights.out_features,
-        "y_stride is " + std::to_string(y_stride) +
-            ", wanted at least out_features = " + std::to_string(weights.out_features));
-  const Activations activations{x, x_stride, m, weights.in_features, type};
-  const Output output{y, y_stride, bias, type};
-  if (m <= kMatvecRows) {
-    multiply_few(weights, kernels, activations, output, executor);
-  } else {
-    multiply_many(weights, kernels, activations, output, executor);
-  }
+  const Product product{weights, bias, y, y_stride};
+  linear({&product, 1}, x, x_stride, m, type, executor, isa);
 }
 
 void dequantize(const Weights& weights, std::int64_t row_begin, std::int64_t row_end, void* out,

@@ -37,41 +37,61 @@ void multiply_unbounded_row(const Weights& w, const KernelSet& kernels, std::int
   }
 }
 
-}  // namespace
-
-void multiply_few(const Weights& weights, const KernelSet& kernels, const Activations& x,
-                  const Output& y, const Executor& executor) {
-  const FixedActivations fixed(kernels, x);
+/// Rows [begin, end) of one matrix.
+void multiply_rows(const Weights& weights, const KernelSet& kernels, const Activations& x,
+                   const FixedActivations& fixed, const Output& y, std::int64_t begin,
+                   std::int64_t end) {
   const int rows = static_cast<int>(x.rows);
   const MatvecKernel matvec = kernels.matvec(weights.precision, rows, weights.form.group_size > 0);
   const std::int64_t group_blocks = blocks_per_group(weights);
   const std::int64_t groups = group_count(weights);
+  const std::int64_t table_size = groups * table_bytes(weights.precision);
+  const Scratch<std::uint8_t> tables(kRowBatch * table_size);
+  const Scratch<float> scales(kRowBatch * groups);
+  for (std::int64_t first = begin; first < end; first += kRowBatch) {
+    const int count = static_cast<int>(std::min<std::int64_t>(kRowBatch, end - first));
+    bool bounded[kRowBatch];
+    for (int r = 0; r < count; ++r) {
+      bounded[r] = make_fixed_tables(kernels, weights, first + r, tables.data() + r * table_size,
+                                     scales.data() + r * groups);
+    }
+    float results[kMatvecRows][kRowBatch] = {};
+    for (int r = 0; r < count; ++r) {
+      if (!bounded[r]) continue;
+      float out[kMatvecRows];
+      matvec(plane_row(weights, first + r),
+             {tables.data() + r * table_size, scales.data() + r * groups, groups, group_blocks},
+             fixed.rows(), out);
+      for (int i = 0; i < rows; ++i) results[i][r] = out[i];
+    }
+    for (int i = 0; i < rows; ++i) y.store(i, first, results[i], count);
+    for (int r = 0; r < count; ++r) {
+      if (!bounded[r]) multiply_unbounded_row(weights, kernels, first + r, x, y);
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_few(std::span<const Product> products, const KernelSet& kernels, const Activations& x,
+                  const Executor& executor) {
+  std::int64_t all_rows = 0;
+  for (const Product& product : products) all_rows += product.weights.out_features;
+  if (all_rows == 0) return;
+  const FixedActivations fixed(kernels, x);
   const std::int64_t grain =
       std::max<std::int64_t>(1, kGrainWeights / std::max<std::int64_t>(1, x.columns));
-  executor.parallel_for(weights.out_features, grain, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t table_size = groups * table_bytes(weights.precision);
-    const Scratch<std::uint8_t> tables(kRowBatch * table_size);
-    const Scratch<float> scales(kRowBatch * groups);
-    for (std::int64_t first = begin; first < end; first += kRowBatch) {
-      const int count = static_cast<int>(std::min<std::int64_t>(kRowBatch, end - first));
-      bool bounded[kRowBatch];
-      for (int r = 0; r < count; ++r) {
-        bounded[r] = make_fixed_tables(kernels, weights, first + r, tables.data() + r * table_size,
-                                       scales.data() + r * groups);
+  executor.parallel_for(all_rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    std::int64_t before = 0;  // rows of the products that came already
+    for (const Product& product : products) {
+      const std::int64_t rows = product.weights.out_features;
+      const std::int64_t first = std::max<std::int64_t>(begin - before, 0);
+      const std::int64_t last = std::min(end - before, rows);
+      if (first < last) {
+        multiply_rows(product.weights, kernels, x, fixed,
+                      {product.y, product.y_stride, product.bias, x.type}, first, last);
       }
-      float results[kMatvecRows][kRowBatch] = {};
-      for (int r = 0; r < count; ++r) {
-        if (!bounded[r]) continue;
-        float out[kMatvecRows];
-        matvec(plane_row(weights, first + r),
-               {tables.data() + r * table_size, scales.data() + r * groups, groups, group_blocks},
-               fixed.rows(), out);
-        for (int i = 0; i < rows; ++i) results[i][r] = out[i];
-      }
-      for (int i = 0; i < rows; ++i) y.store(i, first, results[i], count);
-      for (int r = 0; r < count; ++r) {
-        if (!bounded[r]) multiply_unbounded_row(weights, kernels, first + r, x, y);
-      }
+      before += rows;
     }
   });
 }

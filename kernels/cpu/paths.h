@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
+#include "anyprec/linear.h"
 #include "kernels/cpu/activations.h"
 #include "kernels/cpu/float_types.h"
 
@@ -33,9 +35,10 @@ struct Output {
   void store(std::int64_t i, std::int64_t n, float value) const { store(i, n, &value, 1); }
 };
 
-/// Up to kMatvecRows rows: fixed-point activations against the codes as they stream by.
-void multiply_few(const Weights& weights, const KernelSet& kernels, const Activations& x,
-                  const Output& y, const Executor& executor);
+/// Up to kMatvecRows rows: fixed-point activations against the codes as they stream by. The rows of
+/// all products are divided among threads as one matrix's.
+void multiply_few(std::span<const Product> products, const KernelSet& kernels, const Activations& x,
+                  const Executor& executor);
 
 /// Many rows: a tile of rows of W, one step of columns at a time, becomes fp32 in the nearest cache
 /// and meets every row of x there.

@@ -13,15 +13,17 @@ namespace anyprec::engine {
 namespace {
 
 void multiply_cpu(const at::Tensor& x, std::span<const Part> parts, const at::Tensor& y) {
-  const ScalarType type = ops::to_scalar_type(x.scalar_type());
   auto* const bytes = static_cast<std::byte*>(y.mutable_data_ptr());
+  std::vector<cpu::Product> products;
   for (const Part& part : parts) {
     const at::Tensor& bias = part.projection->bias;
-    cpu::linear(part.projection->weights(part.precision), x.const_data_ptr(), x.size(1), x.size(0),
-                bias.defined() ? bias.const_data_ptr() : nullptr,
-                bytes + part.offset * static_cast<std::int64_t>(y.element_size()), y.size(1), type,
-                ops::TorchExecutor());
+    products.push_back({.weights = part.projection->weights(part.precision),
+                        .bias = bias.defined() ? bias.const_data_ptr() : nullptr,
+                        .y = bytes + part.offset * static_cast<std::int64_t>(y.element_size()),
+                        .y_stride = y.size(1)});
   }
+  cpu::linear(products, x.const_data_ptr(), x.size(1), x.size(0),
+              ops::to_scalar_type(x.scalar_type()), ops::TorchExecutor());
 }
 
 void multiply(const at::Tensor& x, std::span<const Part> parts, const at::Tensor& y,

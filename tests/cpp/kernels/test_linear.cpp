@@ -3,6 +3,7 @@
 #include <atomic>
 #include <limits>
 #include <thread>
+#include <vector>
 
 #include "anyprec/error.h"
 #include "tests/cpp/kernels/quantized_case.h"
@@ -192,6 +193,37 @@ TEST_P(Linear, SameBytesOnAnyNumberOfThreads) {
       }
     }
   }
+}
+
+TEST_P(Linear, SeveralMatricesTogetherGiveTheBytesOfEachAlone) {
+  const QuantizedCase cases[] = {{150, 320, {}, 4},
+                                 {1, 320, {3, CellGroups::kIo, 0}, 6},
+                                 {77, 320, {0, CellGroups::kOne, 64}, 3}};
+  for (const std::int64_t m : {1, 3, 9}) {
+    Matrix x(m, 320, 320, ScalarType::kFloat32), bias(1, 150, 150, ScalarType::kFloat32);
+    x.randomize(5);
+    bias.randomize(6);
+    const std::int64_t all = 150 + 1 + 77;
+    Matrix together(m, all, all, ScalarType::kFloat32), alone(m, all, all, ScalarType::kFloat32);
+    std::vector<cpu::Product> products;
+    std::int64_t column = 0;
+    for (const QuantizedCase& c : cases) {
+      const void* const own_bias = products.empty() ? bias.data() : nullptr;
+      const auto at = [&](Matrix& y) { return static_cast<float*>(y.data()) + column; };
+      products.push_back({c.weights(), own_bias, at(together), all});
+      cpu::linear(c.weights(), x.data(), 320, m, own_bias, at(alone), all, ScalarType::kFloat32,
+                  serial, isa);
+      column += c.n;
+    }
+    cpu::linear(products, x.data(), 320, m, ScalarType::kFloat32, ThreadPool(3), isa);
+    EXPECT_EQ(together.bytes(), alone.bytes()) << "M=" << m;
+  }
+  const QuantizedCase other(5, 64, {}, 4);
+  Matrix x(1, 320, 320, ScalarType::kFloat32), y(1, 150, 150, ScalarType::kFloat32);
+  const cpu::Product unequal[] = {{cases[0].weights(), nullptr, y.data(), 150},
+                                  {other.weights(), nullptr, y.data(), 150}};
+  EXPECT_THROW(cpu::linear(unequal, x.data(), 320, 1, ScalarType::kFloat32, serial, isa),
+               InvalidArgument);
 }
 
 TEST_P(Linear, CallsFromSeveralThreadsDoNotDisturbEachOther) {
