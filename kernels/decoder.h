@@ -70,11 +70,6 @@ struct RotaryToCache {
   void* key_cache = nullptr;    ///< [blocks, block_size, Hk, head_size]
   void* value_cache = nullptr;  ///< likewise
   void* q = nullptr;            ///< [M, Hq, head_size]
-  /// Whether earlier calls' keys and values were complete when the last ordinary launch in this
-  /// stream began: one that is not dependent (PDL), of which the caller has some between steps.
-  /// Attention, which reads such keys early, then need not wait until this call has seen the end of
-  /// the kernels before it.
-  bool settled = false;
 };
 
 /// Causal attention of queries over the paged cache, which has the keys of the queries themselves.

@@ -20,7 +20,8 @@
 /// Codebooks of whole rows become a table in shared memory as in table_build.cuh, but of single
 /// values in the type of the output; a warp turns half-units (16 rows x 128 columns) of planes into
 /// values, passes them through its own piece of shared memory and writes runs of whole rows. Where
-/// groups of columns have their own codebooks, a value is read from its codebook directly.
+/// groups of columns have their own codebooks, a thread reads its group's and makes 32 columns, by
+/// sums of signed numbers where there is no table.
 namespace anyprec::cuda {
 namespace {
 
@@ -195,43 +196,52 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-/// One thread makes 8 columns of a row: they share a group.
-template <int kBits, typename T>
-__global__ void __launch_bounds__(kThreads)
-    dequantize_groups(const __grid_constant__ DequantizeArgs args) {
-  ptx::launch_dependents();
-  const std::int64_t runs = (args.columns + 7) / 8;
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const std::int64_t row = args.row_begin + index / runs;
-  const auto first_column = static_cast<int>(index % runs * 8);
-  if (row >= args.row_end) return;
+constexpr int kGroupThreads = 128;
 
-  const std::int64_t record = row / kTileRows * args.units + first_column / kUnitColumns;
-  const int word = word_of(static_cast<int>(row % kTileRows), first_column % kUnitColumns);
-  const std::uint8_t* byte = args.planes + record * kRecordBytes + word * 4 + first_column % 32 / 8;
-  std::uint32_t bits[kBits];
+/// What 32 columns of a row, which share a group, have in common.
+template <int kBits>
+struct GroupRun {
+  std::uint32_t words[kBits];  ///< of plane p, bit i for column i
+  const __half* lut;
+  const __half* alphas;
+  float offset;        ///< the table's first entry
+  float alpha[kBits];  ///< of signed plane s, for cells of class 0
+
+  __device__ __forceinline__ GroupRun(const DequantizeArgs& args, std::int64_t row, int column) {
+    const std::int64_t record = row / kTileRows * args.units + column / kUnitColumns;
+    const int word = word_of(static_cast<int>(row % kTileRows), column % kUnitColumns);
+    const std::uint8_t* from = args.planes + record * kRecordBytes + word * 4;
 #pragma unroll
-  for (int p = 0; p < kBits; ++p) {
-    bits[p] = __ldg(byte);
-    byte += args.plane_stride;
+    for (int p = 0; p < kBits; ++p) {
+      words[p] = __ldg(reinterpret_cast<const std::uint32_t*>(from));
+      from += args.plane_stride;
+    }
+    const TableForm& form = args.form;
+    const std::int64_t codebook = row * args.groups + column / args.group_size;
+    lut = reinterpret_cast<const __half*>(args.lut) + (codebook << form.table_bits);
+    alphas = reinterpret_cast<const __half*>(args.alpha) + codebook * form.signs * form.classes;
+    offset = __half2float(__ldg(lut));
+#pragma unroll
+    for (int s = 0; s < kBits; ++s) {
+      alpha[s] = s < form.signs ? __half2float(__ldg(alphas + s * form.classes)) : 0.0f;
+    }
   }
-  const TableForm& form = args.form;
-  const std::int64_t codebook = row * args.groups + first_column / args.group_size;
-  const __half* const lut =
-      reinterpret_cast<const __half*>(args.lut) + (codebook << form.table_bits);
-  const __half* const alphas =
-      reinterpret_cast<const __half*>(args.alpha) + codebook * form.signs * form.classes;
-  float alpha[kBits] = {};  // of cells of class 0
+
+  /// Of binary coding: all planes are signed.
+  __device__ __forceinline__ float binary(int i) const {
+    float sum = offset;
 #pragma unroll
-  for (int s = 0; s < kBits; ++s) {
-    if (s < form.signs) alpha[s] = __half2float(__ldg(alphas + s * form.classes));
+    for (int p = 0; p < kBits; ++p) {
+      const std::uint32_t minus = ~(words[p] << (31 - i)) & 0x80000000u;
+      sum += __uint_as_float(__float_as_uint(alpha[p]) ^ minus);
+    }
+    return sum;
   }
-  __align__(16) T eight[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
+
+  __device__ __forceinline__ float value(const TableForm& form, int i) const {
     int code = 0;
 #pragma unroll
-    for (int p = 0; p < kBits; ++p) code = 2 * code + static_cast<int>(bits[p] >> i & 1);
+    for (int p = 0; p < kBits; ++p) code = 2 * code + static_cast<int>(words[p] >> i & 1);
     const int cell = code >> form.signs;
     const int of_class = form.classes > 1 ? form.codebook.class_of(cell) : 0;
     float sum = __half2float(__ldg(lut + cell));
@@ -242,18 +252,42 @@ __global__ void __launch_bounds__(kThreads)
           of_class == 0 ? alpha[s] : __half2float(__ldg(alphas + s * form.classes + of_class));
       sum += (code >> (form.signs - 1 - s) & 1) != 0 ? a : -a;
     }
-    const std::uint32_t value = bits_of_value(sum, T{});
-    eight[i] = reinterpret_cast<const T&>(value);
+    return sum;
   }
+};
+
+/// Block (x, y): a thread each for runs of 32 columns of row x.
+template <int kBits, bool kBinary, typename T>
+__global__ void __launch_bounds__(kGroupThreads)
+    dequantize_groups(const __grid_constant__ DequantizeArgs args) {
+  ptx::launch_dependents();
+  const std::int64_t row = args.row_begin + blockIdx.x;
+  const int column = (static_cast<int>(blockIdx.y) * kGroupThreads + threadIdx.x) * 32;
+  const bool inside = column < args.columns;
+  const GroupRun<kBits> run(args, row, inside ? column : 0);
   ptx::wait_for_predecessors();
-  T* const out = static_cast<T*>(args.out) + (row - args.row_begin) * args.columns + first_column;
-  if (args.vector) {
+  if (!inside) return;
+  T* const out = static_cast<T*>(args.out) + (row - args.row_begin) * args.columns + column;
+  const int left = static_cast<int>(min(args.columns - column, std::int64_t{32}));
+  // Shifts by constants are free; whatever else a table takes is not worth its length in code.
+#pragma unroll(kBinary ? 4 : 1)
+  for (int first = 0; first < 32; first += 8) {
+    if (first >= left) break;
+    __align__(16) T eight[8];
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(eight) / 16); ++i) {
-      reinterpret_cast<uint4*>(out)[i] = reinterpret_cast<const uint4*>(eight)[i];
+    for (int i = 0; i < 8; ++i) {
+      const float number = kBinary ? run.binary(first + i) : run.value(args.form, first + i);
+      const std::uint32_t value = bits_of_value(number, T{});
+      eight[i] = reinterpret_cast<const T&>(value);
     }
-  } else {
-    for (int i = 0; i < 8 && first_column + i < args.columns; ++i) out[i] = eight[i];
+    if (args.vector) {
+#pragma unroll
+      for (int i = 0; i < static_cast<int>(sizeof(eight) / 16); ++i) {
+        reinterpret_cast<uint4*>(out + first)[i] = reinterpret_cast<const uint4*>(eight)[i];
+      }
+    } else {
+      for (int i = 0; i < 8 && first + i < left; ++i) out[first + i] = eight[i];
+    }
   }
 }
 
@@ -261,10 +295,12 @@ template <int kBits, typename T>
 cudaError_t launch_dequantize(const DequantizeArgs& args, const Device& device,
                               cudaStream_t stream) {
   if (args.groups > 1) {
-    const std::int64_t threads = (args.row_end - args.row_begin) * ((args.columns + 7) / 8);
-    return launch(dequantize_groups<kBits, T>, device,
-                  dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)), kThreads, 0,
-                  stream, args);
+    constexpr int kBlockColumns = 32 * kGroupThreads;
+    const dim3 grid(static_cast<unsigned>(args.row_end - args.row_begin),
+                    static_cast<unsigned>((args.columns + kBlockColumns - 1) / kBlockColumns));
+    const auto kernel = args.form.table_bits == 0 ? dequantize_groups<kBits, true, T>
+                                                  : dequantize_groups<kBits, false, T>;
+    return launch(kernel, device, grid, kGroupThreads, 0, stream, args);
   }
   // Tiles are cut along K where there are too few for the device.
   const auto tiles = static_cast<unsigned>(tile_count(args.row_end) - args.row_begin / kTileRows);

@@ -19,11 +19,12 @@ constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
 /// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is.
 constexpr std::int64_t kFewestWgmmaRows = 17;
 
-// The plane kernel's places with groups along K, from counts (plane_mma.cuh) and not measured: from
-// two rows, where mask-dot takes 1.6 times what it takes for one, up to where dequantization and
-// cuBLAS (75 us at 14336 x 4096) take less than 0.2 us a column of its mma and plane of W. Without
-// groups the table kernel keeps its place until the two are measured beside each other.
-constexpr std::int64_t kFewestPlaneRows = 2;
+/// The plane kernel's places with groups along K: beyond the two rows that mask-dot serves, up to
+/// where its columns of mma, times planes of W, cost more than dequantization and cuBLAS: at 14336
+/// x 4096 with groups of 128, 89 / 107 / 130 / 207 us for 64 rows at 2 / 3 / 4 / 8 bits, where
+/// those take 152 to 168. For two rows mask-dot takes 2 to 6 % less. Without groups the table
+/// kernel keeps its place.
+constexpr std::int64_t kFewestPlaneRows = 3;
 constexpr std::int64_t kMostPlaneColumns = 384;
 
 /// Whether the plane kernel, which serves these products, beats all that come after mask-dot.

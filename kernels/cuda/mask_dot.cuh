@@ -41,7 +41,7 @@ struct Teams {
   static constexpr int first_mask(int role) { return Set::kMasks * role / kMaskRoles; }
   static constexpr int kStageBytes = Set::kPrecision * kRecordBytes;
   static constexpr MaskDotShape shape() {
-    return {Set::kCoefficients, kTeams * kMaskRoles, kTeams * kStageBytes};
+    return {Set::kCoefficients, kTeams * kMaskRoles, kTeams * kStageBytes, 0};
   }
 };
 

@@ -42,6 +42,7 @@ struct MaskDotShape {
   int coefficients;  ///< of a row of W
   int partial_sums;  ///< of a row of W and one of x
   int stage_bytes;   ///< of weights, one step of every team
+  int unit_groups;   ///< groups of a unit whose sums of x are kept, or 0
 };
 
 inline constexpr int kMaskDotThreads = 256;

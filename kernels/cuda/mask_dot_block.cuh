@@ -41,7 +41,7 @@ struct Shared {
 
 /// Offsets of the parts, the rings last.
 struct Layout {
-  int tiles, sums, coefficients, planes, ring;
+  int tiles, sums, coefficients, planes, group_sums, ring;
   /// block_tiles: the most tiles of a block; rows: of x.
   __host__ __device__ Layout(const MaskDotShape& shape, int rows, int units, int block_tiles,
                              int tile_bytes) {
@@ -49,7 +49,8 @@ struct Layout {
     sums = tiles + round(block_tiles * tile_bytes);
     coefficients = sums + round(block_tiles * shape.partial_sums * kTileRows * rows * 4);
     planes = coefficients + round(block_tiles * shape.coefficients * kTileRows * 4);
-    ring = planes + round(units * rows * kUnitPlaneBytes);
+    group_sums = planes + round(units * rows * kUnitPlaneBytes);
+    ring = group_sums + round(units * rows * shape.unit_groups * 4);
   }
   static __host__ __device__ int round(int bytes) { return (bytes + 127) / 128 * 128; }
 };

@@ -9,14 +9,16 @@
 
 /// Mask-dot for binary coding (L = 0) with a codebook for every 128 columns:
 ///
-///   y[n] = sum over groups of (lut * S + sum over planes of alpha_p (2 D_p - S)),
+///   y[n] = sum over groups of ((lut - sum over planes of alpha_p) S + 2 sum of alpha_p D_p),
 ///
-/// D_p the dot product of plane p with the group's x and S the group's sum of x, which is the dot
-/// product with a mask of ones. A unit of 256 columns is two groups, the halves of a record, so the
-/// binary products are of 128 columns and leave the integers group by group.
+/// D_p the dot product of plane p with the group's x and S the group's sum of x, which a block
+/// takes once for all its rows of W: the dot product with a mask of ones. A unit of 256 columns is
+/// two groups, the halves of a record, so the binary products are of 128 columns and leave the
+/// integers group by group.
 namespace anyprec::cuda::mask_dot_device {
 
 inline constexpr int kGroupColumns = 128;
+inline constexpr int kUnitGroups = kUnitColumns / kGroupColumns;
 
 /// A tile of rows and its codebooks.
 struct GroupTile {
@@ -35,7 +37,9 @@ struct GroupTeams {
   /// Codebooks of a step: each row's alphas, then its offset.
   static constexpr int kBookWords = kPrecision + 1;
   static constexpr int kStageBytes = kPrecision * kRecordBytes + kTileRows * kBookWords * 4;
-  static constexpr MaskDotShape shape() { return {0, kTeams, kTeams * kStageBytes}; }
+  static constexpr MaskDotShape shape() { return {0, kTeams, kTeams * kStageBytes, kUnitGroups}; }
+  /// Codebook words that a lane copies, the last round perhaps half of the lanes.
+  static constexpr int kBookRounds = (kTileRows * kBookWords + 31) / 32;
   static_assert(kStageBytes % 16 == 0);
 };
 
@@ -53,8 +57,24 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
 
   int row;  ///< of x
 
+  /// Of the words that this lane copies: their row, and how far they are from the start of the
+  /// tile's alphas or, where the number is the row's last word, of its offsets.
+  int book_row[Division::kBookRounds];
+  int book_word[Division::kBookRounds];
+  std::int64_t book_at[Division::kBookRounds];
+
   __device__ __forceinline__ GroupBlock(const MaskDotArgs& a, char* memory)
-      : Base(a, memory), row(this->in_team) {}
+      : Base(a, memory), row(this->in_team) {
+#pragma unroll
+    for (int i = 0; i < Division::kBookRounds; ++i) {
+      const int at = static_cast<int>(threadIdx.x) % 32 + 32 * i;
+      book_row[i] = at / kBookWords;
+      book_word[i] = at % kBookWords;
+      const std::int64_t units_before = static_cast<std::int64_t>(book_row[i]) * a.units;
+      book_at[i] =
+          book_word[i] < kPrecision ? units_before * kPrecision + book_word[i] : units_before;
+    }
+  }
 
   /// A whole warp enqueues the copies of the next step.
   __device__ __forceinline__ void copy_into(int index) {
@@ -67,14 +87,13 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
     for (int p = 0; p < kPrecision; ++p) {
       ptx::copy_16(to + p * kRecordBytes + lane * kLaneBytes, record + p * tile.plane_stride);
     }
-    const std::uint32_t books = to + kPrecision * kRecordBytes;
-    for (int i = lane; i < kTileRows * kBookWords; i += 32) {
-      const int r = i / kBookWords;
-      const int word = i % kBookWords;
-      if (r >= tile.rows) continue;
-      const std::int64_t at = static_cast<std::int64_t>(r) * args.units + next.unit;
-      ptx::copy_4(books + i * 4,
-                  word < kPrecision ? tile.alpha + at * kPrecision + word : tile.lut + at);
+    const std::uint32_t books = to + kPrecision * kRecordBytes + lane * 4;
+    const std::uint32_t* const alpha = tile.alpha + next.unit * kPrecision;
+    const std::uint32_t* const lut = tile.lut + next.unit;
+#pragma unroll
+    for (int i = 0; i < Division::kBookRounds; ++i) {
+      if (book_row[i] >= tile.rows) continue;
+      ptx::copy_4(books + 128 * i, (book_word[i] < kPrecision ? alpha : lut) + book_at[i]);
     }
     ptx::barrier_arrive_after_copies(this->full(index));
     if (++next.unit == args.units) {
@@ -122,7 +141,44 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
     }
   }
 
-  static __device__ __forceinline__ void add_step(const char* stage, const uint2* x, float2& sum) {
+  static __device__ __forceinline__ void half_of(const uint2 (&digits)[kDigitGroups], int half,
+                                                 std::uint32_t (&part)[kDigitGroups]) {
+#pragma unroll
+    for (int d = 0; d < kDigitGroups; ++d) part[d] = half ? digits[d].y : digits[d].x;
+  }
+
+  __device__ float* group_sums(int of_row) const {
+    return reinterpret_cast<float*>(this->shared + this->layout.group_sums) +
+           of_row * args.units * kUnitGroups;
+  }
+
+  /// The sums of x in every group, of all rows of x.
+  __device__ __forceinline__ void sum_groups() const {
+    const int lane = threadIdx.x % 32;
+    const float weight = static_cast<float>(1 << (2 * (lane % 4)));
+    for (int i = threadIdx.x / 32; i < kRows * args.units; i += kWarps) {
+      const uint2* const x = this->planes() + i * (kDigitGroups * 32) + lane;
+      uint2 digits[kDigitGroups];
+#pragma unroll
+      for (int d = 0; d < kDigitGroups; ++d) digits[d] = x[d * 32];
+#pragma unroll
+      for (int half = 0; half < kUnitGroups; ++half) {
+        std::uint32_t part[kDigitGroups];
+        half_of(digits, half, part);
+        int c[kDigitGroups][4];
+        count(c, ~0u, ~0u, part);
+        float sum = value_of(c, 0) * weight;
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (lane == 0) group_sums(0)[i * kUnitGroups + half] = sum;
+      }
+    }
+    __syncthreads();
+  }
+
+  /// sums_of_x: of the unit's groups; the first of four lanes adds what goes with them.
+  static __device__ __forceinline__ void add_step(const char* stage, const uint2* x,
+                                                  const float2& sums_of_x, float2& sum) {
     const int lane = threadIdx.x % 32;
     const int g = lane / 4;
     uint2 digits[kDigitGroups];
@@ -131,33 +187,34 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
     const __half* books = reinterpret_cast<const __half*>(stage + kPrecision * kRecordBytes);
     const __half* upper = books + g * kBookWords * 2;
     const __half* lower = books + (g + 8) * kBookWords * 2;
-    float ones[2];
+    float2 constant[kUnitGroups];  // lut - sum of alphas
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const std::uint32_t part[kDigitGroups] = {half ? digits[0].y : digits[0].x,
-                                                half ? digits[1].y : digits[1].x,
-                                                half ? digits[2].y : digits[2].x};
-      int c[kDigitGroups][4];
-      count(c, ~0u, ~0u, part);
-      ones[half] = value_of(c, 0);
-      sum.x = fmaf(__half2float(upper[2 * kPrecision + half]), ones[half], sum.x);
-      sum.y = fmaf(__half2float(lower[2 * kPrecision + half]), ones[half], sum.y);
+    for (int half = 0; half < kUnitGroups; ++half) {
+      constant[half] = {__half2float(upper[2 * kPrecision + half]),
+                        __half2float(lower[2 * kPrecision + half])};
     }
+    float2 part_sums[kUnitGroups] = {};  // independent of each other
 #pragma unroll
     for (int p = 0; p < kPrecision; ++p) {
       const uint4 w = *reinterpret_cast<const uint4*>(stage + p * kRecordBytes + lane * kLaneBytes);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t part[kDigitGroups] = {half ? digits[0].y : digits[0].x,
-                                                  half ? digits[1].y : digits[1].x,
-                                                  half ? digits[2].y : digits[2].x};
+      for (int half = 0; half < kUnitGroups; ++half) {
+        std::uint32_t part[kDigitGroups];
+        half_of(digits, half, part);
         int c[kDigitGroups][4];
         count(c, half ? w.z : w.x, half ? w.w : w.y, part);
-        const int at = half * kPrecision + p;
-        sum.x = fmaf(__half2float(upper[at]), fmaf(2.0f, value_of(c, 0), -ones[half]), sum.x);
-        sum.y = fmaf(__half2float(lower[at]), fmaf(2.0f, value_of(c, 2), -ones[half]), sum.y);
+        const float above = __half2float(upper[half * kPrecision + p]);
+        const float below = __half2float(lower[half * kPrecision + p]);
+        part_sums[half].x = fmaf(above, value_of(c, 0), part_sums[half].x);
+        part_sums[half].y = fmaf(below, value_of(c, 2), part_sums[half].y);
+        constant[half].x -= above;
+        constant[half].y -= below;
       }
     }
+    sum.x = fmaf(2.0f, part_sums[0].x + part_sums[1].x, sum.x);
+    sum.y = fmaf(2.0f, part_sums[0].y + part_sums[1].y, sum.y);
+    sum.x = fmaf(constant[0].x, sums_of_x.x, fmaf(constant[1].x, sums_of_x.y, sum.x));
+    sum.y = fmaf(constant[0].y, sums_of_x.x, fmaf(constant[1].y, sums_of_x.y, sum.y));
   }
 
   __device__ __forceinline__ void walk() {
@@ -168,11 +225,15 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
     std::uint32_t parity = 0;
     float2 sum = make_float2(0.0f, 0.0f);
     const uint2* x = this->planes() + row * args.units * (kDigitGroups * 32) + lane;
+    const float2* const sums_of_x = reinterpret_cast<const float2*>(group_sums(row));
+    const float first_of_four = lane % 4 == 0 ? 1.0f : 0.0f;
 #pragma unroll 1
     for (int s = steps.begin; s < steps.end; ++s) {
       ptx::barrier_wait(this->full(index), parity);
       __syncwarp();
-      add_step(this->stage(index), x + unit * (kDigitGroups * 32), sum);
+      const float2 unit_sums = sums_of_x[unit];
+      add_step(this->stage(index), x + unit * (kDigitGroups * 32),
+               {first_of_four * unit_sums.x, first_of_four * unit_sums.y}, sum);
       __syncwarp();
       if (kRows > 1) ptx::barrier_arrive(this->empty(index));
       if (row == 0 && s + stages < steps.end) {
@@ -207,6 +268,7 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
     prepare();
     ptx::wait_for_predecessors();
     take_activations<kRows>(args, this->shared + this->layout.planes, this->fixed());
+    sum_groups();
     walk();
     __syncthreads();
     finish<kRows, kTeams>(args, range, this->sums(), this->fixed(), [](int, int) { return 0.0f; });

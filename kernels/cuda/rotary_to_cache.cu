@@ -4,9 +4,8 @@
 #include "kernels/cuda/vectors.cuh"
 
 /// One warp for each head of queries, keys and values of a row. What does not come from the kernel
-/// before is read while that one still runs. Unless earlier calls are known to have ended, the next
-/// kernel starts when this one has seen the end of all before it: attention reads, before it waits,
-/// what earlier calls wrote.
+/// before is read while that one still runs. The next kernel starts when this one has seen the end
+/// of all before it: attention may then read, before it waits, what earlier calls wrote.
 namespace anyprec::cuda {
 namespace {
 
@@ -16,7 +15,6 @@ constexpr int kPairs = 256 / 2 / 32;
 
 template <ScalarType kType>
 __global__ void __launch_bounds__(32 * kWarps) rotary_kernel(const decoder::RotaryToCache rotary) {
-  if (rotary.settled) ptx::launch_dependents();
   const int lane = threadIdx.x % 32;
   const int kv_heads = rotary.cache.heads;
   const int heads = rotary.query_heads + 2 * kv_heads;
@@ -41,7 +39,7 @@ __global__ void __launch_bounds__(32 * kWarps) rotary_kernel(const decoder::Rota
     sine[p] = inside && i < half ? rotary.sin[angles + i] : 0.0f;
   }
   ptx::wait_for_predecessors();
-  if (!rotary.settled) ptx::launch_dependents();
+  ptx::launch_dependents();
   if (!inside || (!is_query && slot < 0)) return;
   char* to;
   const void* norm = nullptr;

@@ -50,7 +50,6 @@ at::Tensor Decoder::forward(const StepBatch& batch, KeyValueCache& cache,
   const double eps = config_.norm_eps;
   const double offset = config_.norm_offset;
   const at::ScalarType dtype = c10::typeMetaToScalarType(options().dtype());
-  // An ordinary launch: what earlier steps wrote into the cache is there after it.
   at::Tensor residual = at::embedding(weights_.embedding, batch.tokens).to(dtype);
   if (config_.embedding_scale != 1) {
     // transformers rounds the factor to the embedding's dtype.
@@ -70,8 +69,7 @@ at::Tensor Decoder::forward(const StepBatch& batch, KeyValueCache& cache,
     const RotaryTable& rotary = rotary_[config_.layers[i].rope];
     const at::Tensor q = rotary_to_cache(qkv, batch.positions, batch.slots, rotary.cos, rotary.sin,
                                          optional(layer.query_norm), optional(layer.key_norm), eps,
-                                         offset, cache.keys[i], cache.values[i],
-                                         /*settled=*/true);
+                                         offset, cache.keys[i], cache.values[i]);
     x = attention(q, cache.keys[i], cache.values[i], batch.block_table, batch.sequence_start,
                   batch.lengths, config_.attention_scale, config_.layers[i].window,
                   config_.attention_softcap);

@@ -82,7 +82,9 @@ Codebooks descend(Rows& rows, const Metric& metric, const Plan& plan) {
   for (const auto& [precision, tau] : plan.taus) precisions.push_back(precision);
   State state{
       .rows = rows, .codebooks = first_codebooks(rows, metric, plan, precisions), .pulled = {}};
-  state.pulled = refit(rows, metric, state.codebooks, Effort::kRough);
+  const bool has_planes = plan.form.sign_planes(plan.taus.rbegin()->first) > 0;
+  state.pulled =
+      refit(rows, metric, state.codebooks, has_planes ? Effort::kThorough : Effort::kRough);
   std::vector<at::Tensor> weights = weights_of(state.codebooks, plan);
   const auto improve = [&](Sweep kind, Effort effort) {
     State other = state;
@@ -92,7 +94,6 @@ Codebooks descend(Rows& rows, const Metric& metric, const Plan& plan) {
     take(state, other, objective(other.codebooks, weights) < objective(state.codebooks, weights));
   };
   improve(Sweep::kErrorFeedback, Effort::kRough);
-  const bool has_planes = plan.form.sign_planes(plan.taus.rbegin()->first) > 0;
   for (int round = 0; round < plan.rounds; ++round) {
     if (has_planes) weights = weights_of(state.codebooks, plan);
     improve(Sweep::kDescent, round + 1 == plan.rounds ? Effort::kFinal : Effort::kRough);

@@ -15,19 +15,22 @@ namespace {
 
 constexpr std::int64_t kDirectUnknowns = 64;
 constexpr std::int64_t kDirectSlots = 256;
-int steps_of(Effort effort) {
+struct Steps {
+  int tables;
+  int planes;  ///< coefficients of signed planes overlap: more steps to part them
+  int groups;  ///< of codebooks that go by groups
+};
+
+Steps steps_of(Effort effort) {
   switch (effort) {
     case Effort::kRough:
-      return 2;
+      return {.tables = 2, .planes = 18, .groups = 6};
     case Effort::kFinal:
-      return 8;
+      return {.tables = 8, .planes = 36, .groups = 12};
     default:
-      return 12;
+      return {.tables = 12, .planes = 36, .groups = 12};
   }
 }
-
-// Coefficients of signed planes overlap, where those of a table do not: more steps to part them.
-constexpr int kPlanesFactor = 3;
 
 bool is_direct(const Basis& basis, const Metric& metric) {
   return metric.hessian.is_cpu() && metric.codebooks * basis.coefficients() <= kDirectUnknowns &&
@@ -43,7 +46,7 @@ at::Tensor merge(const at::Tensor& normal) {
 }  // namespace
 
 at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, Effort effort) {
-  const int steps = steps_of(effort);
+  const Steps steps = steps_of(effort);
   std::vector<Codebook*> by_groups, directly, by_gradients;
   for (auto& [precision, codebook] : codebooks) {
     auto& way = is_by_groups(codebook.basis, metric) ? by_groups
@@ -51,7 +54,7 @@ at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, E
                                                      : by_gradients;
     way.push_back(&codebook);
   }
-  refit_by_groups(rows, metric, by_groups, steps);
+  refit_by_groups(rows, metric, by_groups, steps.groups);
   if (!directly.empty()) {
     const std::vector<at::Tensor> gradients = errors_of(rows, metric, directly).gradients;
     at::Tensor normal = segment_sums(rows, metric, directly.back()->basis.precision());
@@ -63,9 +66,10 @@ at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, E
   }
   if (by_gradients.empty()) return {};
   const bool has_planes = !by_gradients.back()->basis.is_identity();
+  const bool coarse = effort == Effort::kRough && !has_planes;
   const at::Tensor pulled =
-      refit_by_gradients(rows, metric, by_gradients, has_planes ? kPlanesFactor * steps : steps,
-                         effort == Effort::kRough ? Accuracy::kCoarse : Accuracy::kFast);
+      refit_by_gradients(rows, metric, by_gradients, has_planes ? steps.planes : steps.tables,
+                         coarse ? Accuracy::kCoarse : Accuracy::kFast);
   return by_gradients.size() == codebooks.size() ? pulled : at::Tensor();
 }
 

@@ -6,12 +6,12 @@
 
 namespace anyprec::fit {
 
-/// How far least squares by conjugate gradients goes: three times as far with signed planes, whose
-/// coefficients overlap.
+/// How far least squares by conjugate gradients goes: steps for tables, and for codebooks with
+/// signed planes, whose coefficients overlap.
 enum class Effort {
-  kRough,     ///< 2 steps, in bf16 on a GPU: enough between sweeps, which change the codes again
-  kFinal,     ///< 8 steps: after descent, from codebooks that were refitted in every round
-  kThorough,  ///< 12 steps: from codebooks that were not
+  kRough,     ///< 2 in bf16, or 18: between sweeps, which change the codes again
+  kFinal,     ///< 8 or 36: after descent, from codebooks that were refitted in every round
+  kThorough,  ///< 12 or 36: from codebooks that were not
 };
 
 /// Least squares: the coefficients of each codebook that minimize the rows' energies. On a CPU, up

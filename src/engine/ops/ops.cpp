@@ -104,15 +104,13 @@ at::Tensor rotary_to_cache(const at::Tensor& qkv, const at::Tensor& positions,
                            const at::Tensor& slots, const at::Tensor& cos, const at::Tensor& sin,
                            const std::optional<at::Tensor>& q_norm,
                            const std::optional<at::Tensor>& k_norm, double eps, double offset,
-                           const at::Tensor& key_cache, const at::Tensor& value_cache,
-                           bool settled) {
+                           const at::Tensor& key_cache, const at::Tensor& value_cache) {
   check_rank("qkv", qkv, 2);
   const at::Tensor rows = qkv.contiguous();
   const std::int64_t m = qkv.size(0);
   decoder::RotaryToCache rotary;
   rotary.type = ops::to_scalar_type(qkv.scalar_type());
   rotary.rows = m;
-  rotary.settled = settled;
   rotary.cache = check_cache(key_cache, value_cache, qkv);
   const std::int64_t head_size = rotary.cache.head_size;
   const std::int64_t heads = qkv.size(1) / head_size;

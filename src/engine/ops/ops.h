@@ -41,14 +41,12 @@ at::Tensor gated(const at::Tensor& gate_up, decoder::Activation activation,
                  BitPlanes* planes = nullptr);
 
 /// qkv [M, (Hq + 2 Hk) hd], positions int32 [M], slots int64 [M] (-1: not written), cos and sin
-/// fp32 [P, rotary / 2], norms [hd], caches [blocks, block_size, Hk, hd] -> q [M, Hq, hd]. settled:
-/// see decoder::RotaryToCache.
+/// fp32 [P, rotary / 2], norms [hd], caches [blocks, block_size, Hk, hd] -> q [M, Hq, hd].
 at::Tensor rotary_to_cache(const at::Tensor& qkv, const at::Tensor& positions,
                            const at::Tensor& slots, const at::Tensor& cos, const at::Tensor& sin,
                            const std::optional<at::Tensor>& q_norm,
                            const std::optional<at::Tensor>& k_norm, double eps, double offset,
-                           const at::Tensor& key_cache, const at::Tensor& value_cache,
-                           bool settled = false);
+                           const at::Tensor& key_cache, const at::Tensor& value_cache);
 
 /// q [M, Hq, hd], caches [blocks, block_size, Hk, hd], block_table int32 [B, max_blocks],
 /// sequence_start int32 [B + 1], lengths int32 [B] -> [M, Hq hd].

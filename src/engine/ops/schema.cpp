@@ -45,15 +45,6 @@ WithPlanes gated_planes(const at::Tensor& gate_up, std::string_view activation) 
   return with_planes(
       [&](BitPlanes* planes) { return gated(gate_up, activation_of(activation), planes); });
 }
-at::Tensor rotary_to_cache_op(const at::Tensor& qkv, const at::Tensor& positions,
-                              const at::Tensor& slots, const at::Tensor& cos, const at::Tensor& sin,
-                              const std::optional<at::Tensor>& q_norm,
-                              const std::optional<at::Tensor>& k_norm, double eps, double offset,
-                              const at::Tensor& key_cache, const at::Tensor& value_cache) {
-  return rotary_to_cache(qkv, positions, slots, cos, sin, q_norm, k_norm, eps, offset, key_cache,
-                         value_cache);
-}
-
 at::Tensor attention_op(const at::Tensor& q, const at::Tensor& key_cache,
                         const at::Tensor& value_cache, const at::Tensor& block_table,
                         const at::Tensor& sequence_start, const at::Tensor& lengths, double scale,
@@ -117,7 +108,7 @@ TORCH_LIBRARY_IMPL(anyprec, CompositeExplicitAutograd, m) {
   m.impl("engine_add_rms_norm_planes", &add_rms_norm_planes);
   m.impl("engine_gated", &gated_op);
   m.impl("engine_gated_planes", &gated_planes);
-  m.impl("engine_rotary_to_cache", &rotary_to_cache_op);
+  m.impl("engine_rotary_to_cache", &rotary_to_cache);
   m.impl("engine_attention", &attention_op);
   m.impl("engine_attention_planes", &attention_planes);
   m.impl("engine_sample", &sample_op);
