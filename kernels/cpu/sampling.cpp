@@ -1,5 +1,6 @@
 #include "kernels/sampling.h"
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -34,36 +35,53 @@ std::uint32_t threshold(const std::uint32_t* keys, std::int64_t count, std::uint
   return prefix;
 }
 
-/// Working memory of a row.
+/// Working memory of a row that is drawn.
 struct Scratch {
   std::vector<std::uint32_t> keys;
   std::vector<std::uint64_t> weights;
 };
 
+/// The first of the largest logits. Two passes without branches, but for the way out.
+std::int64_t best_token(const float* logits, std::int64_t count) {
+  std::uint32_t most = 0;
+  for (std::int64_t i = 0; i < count; ++i) most = std::max(most, key_of(logits[i]));
+  std::int64_t best = 0;
+  while (key_of(logits[best]) != most) ++best;
+  return best;
+}
+
+/// The row's logits in fp32, with the penalty: its own where they are that already.
+const float* adjusted_logits(const decoder::Sampling& s, std::int64_t row) {
+  const std::int64_t count = s.vocabulary;
+  const float penalty = s.repetition_penalty[row];
+  if (penalty == 1.0f && s.type == ScalarType::kFloat32) {
+    return static_cast<const float*>(s.logits) + row * count;
+  }
+  float* const logits = s.adjusted + row * count;
+  load_floats(s.logits, row * count, count, s.type, logits);
+  if (penalty == 1.0f) return logits;
+  for (std::int64_t i = 0; i < s.history_length; ++i) {
+    const std::int64_t token = s.history[row * s.history_length + i];
+    if (token < 0 || token >= count) continue;
+    float logit;  // from its origin: a token that comes twice is penalized once
+    load_floats(s.logits, row * count + token, 1, s.type, &logit);
+    logits[token] = sampling::penalized(logit, penalty);
+  }
+  return logits;
+}
+
 std::int64_t sample_row(const decoder::Sampling& s, std::int64_t row, Scratch& scratch) {
   const std::int64_t count = s.vocabulary;
-  float* const logits = s.adjusted + row * count;
-  std::uint32_t* const keys = scratch.keys.data();
-  std::uint64_t* const weights = scratch.weights.data();
-  load_floats(s.logits, row * count, count, s.type, logits);
-  const float penalty = s.repetition_penalty[row];
-  if (penalty != 1.0f) {
-    for (std::int64_t i = 0; i < s.history_length; ++i) {
-      const std::int64_t token = s.history[row * s.history_length + i];
-      if (token < 0 || token >= count) continue;
-      float logit;  // from its origin: a token that comes twice is penalized once
-      load_floats(s.logits, row * count + token, 1, s.type, &logit);
-      logits[token] = sampling::penalized(logit, penalty);
-    }
-  }
-  std::int64_t best = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    keys[i] = key_of(logits[i]);
-    if (keys[i] > keys[best]) best = i;
-  }
+  const float* const logits = adjusted_logits(s, row);
+  const std::int64_t best = best_token(logits, count);
   const float temperature = s.temperature[row];
   if (!(temperature > 0.0f)) return best;
 
+  scratch.keys.resize(static_cast<std::size_t>(count));
+  scratch.weights.resize(static_cast<std::size_t>(count));
+  std::uint32_t* const keys = scratch.keys.data();
+  std::uint64_t* const weights = scratch.weights.data();
+  for (std::int64_t i = 0; i < count; ++i) keys[i] = key_of(logits[i]);
   std::uint32_t least = 0;
   if (s.top_k[row] > 0 && s.top_k[row] < count) {
     least = threshold(keys, count, static_cast<std::uint64_t>(s.top_k[row]),
@@ -105,8 +123,7 @@ std::int64_t sample_row(const decoder::Sampling& s, std::int64_t row, Scratch& s
 
 void sample(const decoder::Sampling& sampling, const Executor& executor) {
   executor.parallel_for(sampling.rows, 1, [&](std::int64_t begin, std::int64_t end) {
-    const auto count = static_cast<std::size_t>(sampling.vocabulary);
-    Scratch scratch{std::vector<std::uint32_t>(count), std::vector<std::uint64_t>(count)};
+    Scratch scratch;
     for (std::int64_t row = begin; row < end; ++row) {
       sampling.tokens[row] = sample_row(sampling, row, scratch);
     }
