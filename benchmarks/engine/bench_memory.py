@@ -8,6 +8,7 @@ made once has been made, and after each tenth more: of the process, and what tor
 """
 
 import argparse
+import os
 import random
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from anyprec.native import NativeEngine
 
 def resident_bytes():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def in_use(device):

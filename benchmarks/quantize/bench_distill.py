@@ -71,7 +71,7 @@ def measured(shape: dict[str, Any], layers: int, args: argparse.Namespace) -> di
                 blocks,
                 teacher,
                 args.batch_size,
-                autocast=torch.bfloat16 if args.dtype == "mixed" else None,
+                autocast=torch.float16 if args.dtype == "mixed" else None,  # as refine
                 recompute=args.recompute,
             )
             rows = range(args.batch_size)
