@@ -41,7 +41,7 @@ struct MaskDotArgs {
 struct MaskDotShape {
   int coefficients;  ///< of a row of W
   int partial_sums;  ///< of a row of W and one of x
-  int stage_bytes;   ///< of weights, one step of every team
+  int stage_bytes;   ///< of weights, one step of every team, with its codebooks
   int unit_groups;   ///< groups of a unit whose sums of x are kept, or 0
 };
 

@@ -3,9 +3,9 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
-#include <utility>
 
 #include "kernels/cuda/mask_dot_block.cuh"
+#include "kernels/cuda/mask_dot_books.cuh"
 
 /// Mask-dot for binary coding (L = 0) with a codebook for every 128 columns:
 ///
@@ -29,77 +29,90 @@ struct GroupTile {
   int rows;
 };
 
-template <int kPrecision, int kRows>
+/// A warp is a team, for all rows of x: planes and codebooks are read once for them.
+template <int kPrecision>
 struct GroupTeams {
   using Tile = GroupTile;
-  static constexpr int kRoles = kRows;
-  static constexpr int kTeams = kWarps / kRows;
-  /// Codebooks of a step: each row's alphas, then its offset.
-  static constexpr int kBookWords = kPrecision + 1;
-  static constexpr int kStageBytes = kPrecision * kRecordBytes + kTileRows * kBookWords * 4;
-  static constexpr MaskDotShape shape() { return {0, kTeams, kTeams * kStageBytes, kUnitGroups}; }
-  /// Codebook words that a lane copies, the last round perhaps half of the lanes.
-  static constexpr int kBookRounds = (kTileRows * kBookWords + 31) / 32;
-  static_assert(kStageBytes % 16 == 0);
+  static constexpr int kRoles = 1;
+  static constexpr int kTeams = kWarps;
+  static constexpr int kStageBytes = kPrecision * kRecordBytes;  ///< codebooks: BookRing
+  static constexpr MaskDotShape shape() {
+    return {0, kTeams, kTeams * (kStageBytes + SpanBooks<kPrecision>::bytes(1)), kUnitGroups};
+  }
+};
+
+/// A lane's sums of a tile for one row of x.
+struct GroupSums {
+  float upper = 0.0f;     ///< of row g of W: half of what its planes give, without the weight 4^t
+  float lower = 0.0f;     ///< of row g + 8
+  float constant = 0.0f;  ///< of the lane's own row and half of the units, what goes with S
 };
 
 template <int kPrecision, int kRows>
-struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
-  using Division = GroupTeams<kPrecision, kRows>;
-  using Base = TeamBlock<Division, kRows>;
+struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
+  using Books = SpanBooks<kPrecision>;
+  using Base = TeamBlock<GroupTeams<kPrecision>, kRows>;
   using Base::args;
   using Base::next;
   using Base::range;
   using Base::stages;
   using Base::steps;
-  static constexpr int kTeams = Division::kTeams;
-  static constexpr int kBookWords = Division::kBookWords;
 
-  int row;  ///< of x
+  int span_units;
+  int spans;           ///< in the ring
+  int next_span = 0;   ///< in the ring, to be copied
+  bool begins = true;  ///< the next step to be copied is the first of its span
 
-  /// Of the words that this lane copies: their row, and how far they are from the start of the
-  /// tile's alphas or, where the number is the row's last word, of its offsets.
-  int book_row[Division::kBookRounds];
-  int book_word[Division::kBookRounds];
-  std::int64_t book_at[Division::kBookRounds];
-
-  __device__ __forceinline__ GroupBlock(const MaskDotArgs& a, char* memory)
-      : Base(a, memory), row(this->in_team) {
-#pragma unroll
-    for (int i = 0; i < Division::kBookRounds; ++i) {
-      const int at = static_cast<int>(threadIdx.x) % 32 + 32 * i;
-      book_row[i] = at / kBookWords;
-      book_word[i] = at % kBookWords;
-      const std::int64_t units_before = static_cast<std::int64_t>(book_row[i]) * a.units;
-      book_at[i] =
-          book_word[i] < kPrecision ? units_before * kPrecision + book_word[i] : units_before;
-    }
+  __device__ __forceinline__ GroupBlock(const MaskDotArgs& a, char* memory) : Base(a, memory) {
+    const BookRing ring =
+        BookRing::of<kPrecision>(args.ring_bytes / kWarps, args.units, kMaxStages);
+    span_units = ring.span_units;
+    spans = ring.spans;
+    stages = ring.stages;
   }
+
+  __device__ __forceinline__ const char* books(int span) const {
+    return this->shared + this->layout.ring +
+           kWarps * stages * GroupTeams<kPrecision>::kStageBytes +
+           (this->team * spans + span) * Books::bytes(span_units);
+  }
+
+  __device__ __forceinline__ int place_in_span(int unit) const { return unit & (span_units - 1); }
 
   /// A whole warp enqueues the copies of the next step.
   __device__ __forceinline__ void copy_into(int index) {
-    const int lane = threadIdx.x % 32;
     const GroupTile& tile = this->tiles()[next.tile];
-    const std::uint32_t to = ptx::shared_address(this->stage(index));
+    if (begins) copy_books(tile);
+    const int lane = threadIdx.x % 32;
+    const std::uint32_t to = ptx::shared_address(this->stage(index)) + lane * kLaneBytes;
     const std::uint8_t* record =
         tile.records + static_cast<std::int64_t>(next.unit) * kRecordBytes + lane * kLaneBytes;
 #pragma unroll
     for (int p = 0; p < kPrecision; ++p) {
-      ptx::copy_16(to + p * kRecordBytes + lane * kLaneBytes, record + p * tile.plane_stride);
-    }
-    const std::uint32_t books = to + kPrecision * kRecordBytes + lane * 4;
-    const std::uint32_t* const alpha = tile.alpha + next.unit * kPrecision;
-    const std::uint32_t* const lut = tile.lut + next.unit;
-#pragma unroll
-    for (int i = 0; i < Division::kBookRounds; ++i) {
-      if (book_row[i] >= tile.rows) continue;
-      ptx::copy_4(books + 128 * i, (book_word[i] < kPrecision ? alpha : lut) + book_at[i]);
+      ptx::copy_16(to + p * kRecordBytes, record + p * tile.plane_stride);
     }
     ptx::barrier_arrive_after_copies(this->full(index));
-    if (++next.unit == args.units) {
+    ++next.unit;
+    begins = place_in_span(next.unit) == 0;
+    if (next.unit == args.units) {
       next.unit = 0;
       ++next.tile;
     }
+  }
+
+  __device__ __forceinline__ void copy_books(const GroupTile& tile) {
+    const int unit = next.unit - place_in_span(next.unit);
+    const std::uint32_t to = ptx::shared_address(books(next_span));
+    const std::uint32_t* const alpha = tile.alpha + unit * kPrecision;
+    const std::uint32_t* const lut = tile.lut + unit;
+    if (span_units == 4) {
+      Books::template copy<4>(to, alpha, lut, args.units, tile.rows);
+    } else if (span_units == 2) {
+      Books::template copy<2>(to, alpha, lut, args.units, tile.rows);
+    } else {
+      Books::template copy<1>(to, alpha, lut, args.units, tile.rows);
+    }
+    next_span = next_span + 1 == spans ? 0 : next_span + 1;
   }
 
   __device__ __forceinline__ void prepare() {
@@ -117,34 +130,27 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
           min(kTileRows, product.rows - static_cast<int>(tile) * kTileRows)};
     }
     __syncthreads();
-    if (row == 0) {
-      const int first = min(stages, steps.end - steps.begin);
-      for (int s = 0; s < first; ++s) copy_into(s);
-    }
+    const int first = min(stages, steps.end - steps.begin);
+    for (int s = 0; s < first; ++s) copy_into(s);
     this->clear_sums();
   }
 
-  /// Of the digits 2 t and 2 t + 1 of each group of eight, without the weight 4^t.
-  static __device__ __forceinline__ float value_of(const int (&c)[kDigitGroups][4], int first) {
-    const int low = (c[1][first] - 2 * c[1][first + 1]) * 256 + (c[0][first] - 2 * c[0][first + 1]);
-    return fmaf(static_cast<float>(c[2][first] - 2 * c[2][first + 1]), 65536.0f,
-                static_cast<float>(low));
+  /// Of the digits 2 t and 2 t + 1 of each group of eight, without the weight 4^t: 26 bits for 128
+  /// columns.
+  static __device__ __forceinline__ int value_of(const int (&c)[kDigitGroups][4], int first) {
+    int value = c[2][first] - 2 * c[2][first + 1];
+    value = value * 256 + (c[1][first] - 2 * c[1][first + 1]);
+    return value * 256 + (c[0][first] - 2 * c[0][first + 1]);
   }
 
   static __device__ __forceinline__ void count(int (&c)[kDigitGroups][4], std::uint32_t a0,
-                                               std::uint32_t a1,
-                                               const std::uint32_t (&x)[kDigitGroups]) {
+                                               std::uint32_t a1, const uint2 (&x)[kDigitGroups],
+                                               int half) {
 #pragma unroll
     for (int d = 0; d < kDigitGroups; ++d) {
       c[d][0] = c[d][1] = c[d][2] = c[d][3] = 0;
-      ptx::binary_mma_half(c[d], a0, a1, x[d]);
+      ptx::binary_mma_half(c[d], a0, a1, half ? x[d].y : x[d].x);
     }
-  }
-
-  static __device__ __forceinline__ void half_of(const uint2 (&digits)[kDigitGroups], int half,
-                                                 std::uint32_t (&part)[kDigitGroups]) {
-#pragma unroll
-    for (int d = 0; d < kDigitGroups; ++d) part[d] = half ? digits[d].y : digits[d].x;
   }
 
   __device__ float* group_sums(int of_row) const {
@@ -152,112 +158,127 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
            of_row * args.units * kUnitGroups;
   }
 
-  /// The sums of x in every group, of all rows of x.
+  __device__ __forceinline__ void take_digits(int of_row, int unit,
+                                              uint2 (&digits)[kDigitGroups]) const {
+    const uint2* const x =
+        this->planes() + (of_row * args.units + unit) * (kDigitGroups * 32) + threadIdx.x % 32;
+#pragma unroll
+    for (int d = 0; d < kDigitGroups; ++d) digits[d] = x[d * 32];
+  }
+
+  /// The sums of x in every group, of all rows of x: integers that 32 bits hold.
   __device__ __forceinline__ void sum_groups() const {
     const int lane = threadIdx.x % 32;
-    const float weight = static_cast<float>(1 << (2 * (lane % 4)));
     for (int i = threadIdx.x / 32; i < kRows * args.units; i += kWarps) {
-      const uint2* const x = this->planes() + i * (kDigitGroups * 32) + lane;
       uint2 digits[kDigitGroups];
-#pragma unroll
-      for (int d = 0; d < kDigitGroups; ++d) digits[d] = x[d * 32];
+      take_digits(0, i, digits);
 #pragma unroll
       for (int half = 0; half < kUnitGroups; ++half) {
-        std::uint32_t part[kDigitGroups];
-        half_of(digits, half, part);
         int c[kDigitGroups][4];
-        count(c, ~0u, ~0u, part);
-        float sum = value_of(c, 0) * weight;
+        count(c, ~0u, ~0u, digits, half);
+        int sum = value_of(c, 0) * (1 << (2 * (lane % 4)));
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        if (lane == 0) group_sums(0)[i * kUnitGroups + half] = sum;
+        if (lane == 0) group_sums(0)[i * kUnitGroups + half] = static_cast<float>(sum);
       }
     }
     __syncthreads();
   }
 
-  /// sums_of_x: of the unit's groups; the first of four lanes adds what goes with them.
-  static __device__ __forceinline__ void add_step(const char* stage, const uint2* x,
-                                                  const float2& sums_of_x, float2& sum) {
+  /// What goes with S in the lane's own row, g or g + 8 for even and odd t, and half, t / 2. place:
+  /// the unit's in its span.
+  __device__ __forceinline__ float constant_of(const char* span, int place) const {
     const int lane = threadIdx.x % 32;
-    const int g = lane / 4;
-    uint2 digits[kDigitGroups];
+    const int half = lane % 4 / 2;
+    const char* const row = span + (lane / 4 + lane % 2 * 8) * Books::row_bytes(span_units);
+    const __half* const alpha =
+        reinterpret_cast<const __half*>(row) + (place * kUnitGroups + half) * kPrecision;
+    const __half* const lut = reinterpret_cast<const __half*>(row + kPrecision * 4 * span_units);
+    float sum = __half2float(lut[place * kUnitGroups + half]);
 #pragma unroll
-    for (int d = 0; d < kDigitGroups; ++d) digits[d] = x[d * 32];
-    const __half* books = reinterpret_cast<const __half*>(stage + kPrecision * kRecordBytes);
-    const __half* upper = books + g * kBookWords * 2;
-    const __half* lower = books + (g + 8) * kBookWords * 2;
-    float2 constant[kUnitGroups];  // lut - sum of alphas
+    for (int p = 0; p < kPrecision; ++p) sum -= __half2float(alpha[p]);
+    return sum;
+  }
+
+  __device__ __forceinline__ void add_step(const char* stage, const char* span, int unit,
+                                           GroupSums (&sums)[kRows]) const {
+    const int lane = threadIdx.x % 32;
+    const int place = place_in_span(unit);
+    const float constant = constant_of(span, place);
+    uint2 digits[kRows][kDigitGroups];
 #pragma unroll
-    for (int half = 0; half < kUnitGroups; ++half) {
-      constant[half] = {__half2float(upper[2 * kPrecision + half]),
-                        __half2float(lower[2 * kPrecision + half])};
+    for (int m = 0; m < kRows; ++m) {
+      take_digits(m, unit, digits[m]);
+      const float sum_of_x = group_sums(m)[unit * kUnitGroups + lane % 4 / 2];
+      sums[m].constant = fmaf(constant, sum_of_x, sums[m].constant);
     }
-    float2 part_sums[kUnitGroups] = {};  // independent of each other
+    const int row_bytes = Books::row_bytes(span_units);
+    const __half2* const upper =
+        reinterpret_cast<const __half2*>(span + lane / 4 * row_bytes + place * kPrecision * 4);
+    const __half2* const lower = upper + 2 * row_bytes;
+    float alpha[2][kUnitGroups * kPrecision];
+#pragma unroll
+    for (int i = 0; i < kPrecision; ++i) {
+      const float2 above = __half22float2(upper[i]), below = __half22float2(lower[i]);
+      alpha[0][2 * i] = above.x, alpha[0][2 * i + 1] = above.y;
+      alpha[1][2 * i] = below.x, alpha[1][2 * i + 1] = below.y;
+    }
 #pragma unroll
     for (int p = 0; p < kPrecision; ++p) {
       const uint4 w = *reinterpret_cast<const uint4*>(stage + p * kRecordBytes + lane * kLaneBytes);
 #pragma unroll
       for (int half = 0; half < kUnitGroups; ++half) {
-        std::uint32_t part[kDigitGroups];
-        half_of(digits, half, part);
-        int c[kDigitGroups][4];
-        count(c, half ? w.z : w.x, half ? w.w : w.y, part);
-        const float above = __half2float(upper[half * kPrecision + p]);
-        const float below = __half2float(lower[half * kPrecision + p]);
-        part_sums[half].x = fmaf(above, value_of(c, 0), part_sums[half].x);
-        part_sums[half].y = fmaf(below, value_of(c, 2), part_sums[half].y);
-        constant[half].x -= above;
-        constant[half].y -= below;
+        const int at = half * kPrecision + p;
+#pragma unroll
+        for (int m = 0; m < kRows; ++m) {
+          int c[kDigitGroups][4];
+          count(c, half ? w.z : w.x, half ? w.w : w.y, digits[m], half);
+          sums[m].upper = fmaf(alpha[0][at], static_cast<float>(value_of(c, 0)), sums[m].upper);
+          sums[m].lower = fmaf(alpha[1][at], static_cast<float>(value_of(c, 2)), sums[m].lower);
+        }
       }
     }
-    sum.x = fmaf(2.0f, part_sums[0].x + part_sums[1].x, sum.x);
-    sum.y = fmaf(2.0f, part_sums[0].y + part_sums[1].y, sum.y);
-    sum.x = fmaf(constant[0].x, sums_of_x.x, fmaf(constant[1].x, sums_of_x.y, sum.x));
-    sum.y = fmaf(constant[0].y, sums_of_x.x, fmaf(constant[1].y, sums_of_x.y, sum.y));
+  }
+
+  /// Joins the lanes' sums of a tile and clears them.
+  __device__ __forceinline__ void put_sums(int tile, GroupSums (&sums)[kRows]) const {
+    const int t = threadIdx.x % 4;
+    const float weight = static_cast<float>(2 << (2 * t));
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+      float2 sum = {sums[m].upper * weight, sums[m].lower * weight};
+      (t % 2 == 0 ? sum.x : sum.y) += sums[m].constant;
+#pragma unroll
+      for (int other = 1; other < 4; other *= 2) {
+        sum.x += __shfl_xor_sync(~0u, sum.x, other);
+        sum.y += __shfl_xor_sync(~0u, sum.y, other);
+      }
+      this->put_sum(tile, this->team, m, sum);
+      sums[m] = {};
+    }
   }
 
   __device__ __forceinline__ void walk() {
-    const int lane = threadIdx.x % 32;
     int tile = steps.begin / args.units;
     int unit = steps.begin % args.units;
     int index = 0;
+    int span = 0;
     std::uint32_t parity = 0;
-    float2 sum = make_float2(0.0f, 0.0f);
-    const uint2* x = this->planes() + row * args.units * (kDigitGroups * 32) + lane;
-    const float2* const sums_of_x = reinterpret_cast<const float2*>(group_sums(row));
-    const float first_of_four = lane % 4 == 0 ? 1.0f : 0.0f;
+    GroupSums sums[kRows];
 #pragma unroll 1
     for (int s = steps.begin; s < steps.end; ++s) {
       ptx::barrier_wait(this->full(index), parity);
       __syncwarp();
-      const float2 unit_sums = sums_of_x[unit];
-      add_step(this->stage(index), x + unit * (kDigitGroups * 32),
-               {first_of_four * unit_sums.x, first_of_four * unit_sums.y}, sum);
+      add_step(this->stage(index), books(span), unit, sums);
       __syncwarp();
-      if (kRows > 1) ptx::barrier_arrive(this->empty(index));
-      if (row == 0 && s + stages < steps.end) {
-        if (kRows > 1) {
-          ptx::barrier_wait(this->empty(index), parity);
-          __syncwarp();
-        }
-        copy_into(index);
-      }
+      if (s + stages < steps.end) copy_into(index);
       if (++index == stages) {
         index = 0;
         parity ^= 1;
       }
-      if (++unit == args.units || s + 1 == steps.end) {
-        const float weight = static_cast<float>(1 << (2 * (lane % 4)));
-        sum.x *= weight;
-        sum.y *= weight;
-#pragma unroll
-        for (int other = 1; other < 4; other *= 2) {
-          sum.x += __shfl_xor_sync(~0u, sum.x, other);
-          sum.y += __shfl_xor_sync(~0u, sum.y, other);
-        }
-        this->put_sum(tile, this->team, row, sum);
-        sum = make_float2(0.0f, 0.0f);
+      if (place_in_span(++unit) == 0 && ++span == spans) span = 0;
+      if (unit == args.units || s + 1 == steps.end) {
+        put_sums(tile, sums);
         unit = 0;
         ++tile;
       }
@@ -271,35 +292,8 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision, kRows>, kRows> {
     sum_groups();
     walk();
     __syncthreads();
-    finish<kRows, kTeams>(args, range, this->sums(), this->fixed(), [](int, int) { return 0.0f; });
+    finish<kRows, kWarps>(args, range, this->sums(), this->fixed(), [](int, int) { return 0.0f; });
   }
 };
-
-template <int kPrecision, int kRows>
-__global__ void __launch_bounds__(kThreads, 2)
-    group_kernel(const __grid_constant__ MaskDotArgs args) {
-  extern __shared__ __align__(128) char memory[];
-  ptx::launch_dependents();
-  GroupBlock<kPrecision, kRows>(args, memory).run();
-}
-
-template <int kRows>
-__global__ void __launch_bounds__(kThreads, 2)
-    any_precision_group_kernel(const __grid_constant__ MaskDotArgs args) {
-  extern __shared__ __align__(128) char memory[];
-  ptx::launch_dependents();
-  const int precision = *args.precision_at;
-  unroll<kMinPrecision, kMaxPrecision + 1>([&](auto b) {
-    if (precision == b()) GroupBlock<b(), kRows>(args, memory).run();
-  });
-}
-
-template <int kRows, int... kIndex>
-MaskDotKernels describe_groups(std::integer_sequence<int, kIndex...>) {
-  return {{group_kernel<kMinPrecision + kIndex, kRows>...},
-          any_precision_group_kernel<kRows>,
-          {GroupTeams<kMinPrecision + kIndex, kRows>::shape()...},
-          static_cast<int>(sizeof(GroupTile))};
-}
 
 }  // namespace anyprec::cuda::mask_dot_device

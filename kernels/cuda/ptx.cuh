@@ -78,7 +78,12 @@ __device__ __forceinline__ void copy_4(std::uint32_t shared, const void* global)
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 
-/// The same of which only the first `bytes`, 1 to 4, are read; the others become zeros.
+/// 8 bytes.
+__device__ __forceinline__ void copy_8(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
+}
+
+/// Four bytes of which only the first `bytes`, 1 to 4, are read; the others become zeros.
 __device__ __forceinline__ void copy_4_of(std::uint32_t shared, const void* global, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes)
                : "memory");

@@ -127,6 +127,28 @@ TEST_F(CudaLinear, GroupsOfBinaryCodesOfAnySizeAndNumberOfRows) {
   }
 }
 
+TEST_F(CudaLinear, GroupsOf128BinaryCodesByMaskDot) {
+  const CodebookForm form{0, CellGroups::kOne, 128};
+  for (const std::int64_t k : {256, 768, 1024, 1536, 4096, 14336}) {  // spans of 1, 2 and 4 units
+    for (int precision = 2; precision <= 8; ++precision) {
+      for (const std::int64_t m : {1, 2}) {
+        const QuantizedCase c(37, k, form, precision);
+        const DeviceCase weights(c);
+        const DeviceInput x(m, k, kTypes[precision % 3]);
+        const DeviceOutput y(m, c.n, kTypes[precision % 3]);
+        const cuda::Product product{weights.weights, nullptr, y.buffer.as<void>(), y.stride};
+        ASSERT_EQ(cuda::linear_path(x.input, {&product, 1}), cuda::LinearPath::kMaskDot);
+        run(c, m, kTypes[precision % 3], m == 2, 3);
+      }
+    }
+  }
+  for (const int precision : {2, 8}) {
+    for (const std::int64_t m : {1, 2}) {
+      run(QuantizedCase(12016, 512, form, precision), m, kTypes[0]);
+    }
+  }
+}
+
 TEST_F(CudaLinear, AnyShape) {
   for (const std::int64_t n : {1, 15, 16, 17, 250}) {
     for (const std::int64_t k : {1, 7, 31, 255, 256, 257, 1000, 4096}) {
@@ -229,19 +251,21 @@ TEST_F(CudaLinear, PlanesOfXGiveTheSameBytes) {
 }
 
 TEST_F(CudaLinear, APrecisionInDeviceMemoryChangesACapturedGraph) {
-  for (const CodebookForm form : {CodebookForm{3, CellGroups::kIo, 0}, CodebookForm{0}}) {
+  for (const CodebookForm form : {CodebookForm{3, CellGroups::kIo, 0}, CodebookForm{0},
+                                  CodebookForm{0, CellGroups::kOne, 128}}) {
+    const std::int64_t columns = form.group_size == 0 ? 900 : 1024;
     std::list<QuantizedCase> cases;
     std::list<DeviceCase> weights;
     cuda::Codebooks codebooks;
     for (int b = 2; b <= 8; ++b) {
       // The same codes at each precision: the case's seed fixes them.
-      cases.emplace_back(70, 900, form, b, 1);
+      cases.emplace_back(70, columns, form, b, 1);
       cases.back().canonical = cases.front().canonical;
       weights.emplace_back(cases.back());
       codebooks.lut[b - 2] = weights.back().weights.lut;
       codebooks.alpha[b - 2] = weights.back().weights.alpha;
     }
-    DeviceInput x(1, 900, ScalarType::kFloat16);
+    DeviceInput x(1, columns, ScalarType::kFloat16);
     const DeviceOutput y(1, 70, ScalarType::kFloat16);
     const cuda::Product product{weights.front().weights, nullptr, y.buffer.as<void>(), 70};
     const DeviceBuffer precision(sizeof(int));

@@ -7,10 +7,12 @@
 
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <stdexcept>
 #include <vector>
 
@@ -41,6 +43,7 @@ class Block {
     fibers_.resize(static_cast<std::size_t>(threads));
     warps_.assign(fibers_.size() / kWarpLanes, Meeting{});
     all_ = {};
+    barriers_.clear();
     unsigned number = 0;
     for (Fiber& fiber : fibers_) {
       fiber.thread = {number++, 0, 0};
@@ -94,6 +97,27 @@ class Block {
     now_->groups.push_back(std::move(now_->open));
     now_->open.clear();
   }
+
+  // mbarriers, by their addresses in shared memory.
+  void init_barrier(std::uint32_t at, int arrivals) { barriers_[at] = {arrivals, arrivals, 0, {}}; }
+  /// With the thread's copies that no group or barrier has yet.
+  void arrive_after_copies(std::uint32_t at) {
+    Barrier& barrier = barriers_.at(at);
+    barrier.copies.insert(barrier.copies.end(), now_->open.begin(), now_->open.end());
+    now_->open.clear();
+    progress_ = true;
+    if (--barrier.pending == 0) {
+      barrier.pending = barrier.arrivals;
+      ++barrier.phase;
+    }
+  }
+  void wait_barrier(std::uint32_t at, std::uint32_t parity) {
+    Barrier& barrier = barriers_.at(at);
+    while ((barrier.phase & 1) == parity) swapcontext(&now_->context, &scheduler_);
+    for (const Copy& copy : barrier.copies) land(copy);
+    barrier.copies.clear();
+  }
+
   void wait_for_copies(std::size_t pending) {
     while (now_->groups.size() > pending) {
       for (const Copy& copy : now_->groups.front()) land(copy);
@@ -106,6 +130,11 @@ class Block {
     char* to;
     const void* from;
     std::size_t size, bytes;
+  };
+  struct Barrier {
+    int arrivals, pending;
+    std::uint32_t phase;
+    std::vector<Copy> copies;
   };
   struct Meeting {
     int arrived = 0;
@@ -141,6 +170,7 @@ class Block {
   std::vector<Fiber> fibers_;
   std::vector<Meeting> warps_;
   Meeting all_;
+  std::map<std::uint32_t, Barrier> barriers_;
   Fiber* now_ = nullptr;
   ucontext_t scheduler_;
   bool progress_ = false;
@@ -217,8 +247,26 @@ inline bool __any_sync(unsigned /*mask*/, bool value) {
   block.meet_warp();
   return any;
 }
-/// Of kernels that are not emulated.
-std::uint32_t __reduce_max_sync(unsigned mask, std::uint32_t value);
+template <class T, class Join>
+T reduce_warp(T value, const Join& join) {
+  anyprec::testing::emulated::Block& block = anyprec::testing::emulated::block();
+  block.publish({std::bit_cast<std::uint32_t>(value)});
+  T result = std::bit_cast<T>(block.published(0)[0]);
+  for (int lane = 1; lane < anyprec::testing::emulated::kWarpLanes; ++lane) {
+    result = join(result, std::bit_cast<T>(block.published(lane)[0]));
+  }
+  block.meet_warp();
+  return result;
+}
+inline std::uint32_t __reduce_max_sync(unsigned /*mask*/, std::uint32_t value) {
+  return reduce_warp(value, max<std::uint32_t>);
+}
+inline int __reduce_add_sync(unsigned /*mask*/, int value) {
+  return reduce_warp(value, [](int a, int b) { return a + b; });
+}
+inline int __float2int_rn(float value) {
+  return value == value ? static_cast<int>(std::nearbyint(value)) : 0;
+}
 inline std::uint32_t __vmaxu2(std::uint32_t a, std::uint32_t b) {
   return max(a & 0xffffu, b & 0xffffu) | max(a >> 16, b >> 16) << 16;
 }
