@@ -9,6 +9,8 @@
 #include "anyprec/error.h"
 #include "anyprec/planes.h"
 #include "kernels/cuda/code_bytes.cuh"
+#include "kernels/cuda/dequantize_groups.cuh"
+#include "kernels/cuda/dequantize_values.cuh"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/precisions.h"
@@ -19,32 +21,10 @@
 ///
 /// Codebooks of whole rows become a table in shared memory as in table_build.cuh, but of single
 /// values in the type of the output; a warp turns half-units (16 rows x 128 columns) of planes into
-/// values, passes them through its own piece of shared memory and writes runs of whole rows. Where
-/// groups of columns have their own codebooks, a thread reads its group's and makes 32 columns, by
-/// sums of signed numbers where there is no table.
+/// values and writes them (dequantize_values.cuh). Groups of columns: dequantize_groups.cuh.
 namespace anyprec::cuda {
+namespace dequantize_device {
 namespace {
-
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * 32;
-
-struct DequantizeArgs {
-  const std::uint8_t* planes;
-  std::int64_t plane_stride;
-  const std::uint16_t* lut;
-  const std::uint16_t* alpha;
-  void* out;
-  std::int64_t columns;    ///< K
-  std::int64_t row_begin;  ///< of W
-  std::int64_t row_end;
-  std::int64_t out_features;
-  int units;
-  int block_units;  ///< of a tile, by one block
-  int group_size;   ///< columns; 0: the whole row
-  int groups;
-  bool vector;  ///< runs of 16 bytes of the output are aligned and whole
-  TableForm form;
-};
 
 __device__ __forceinline__ std::uint32_t bits_of_value(float value, float) {
   return __float_as_uint(value);
@@ -56,48 +36,12 @@ __device__ __forceinline__ std::uint32_t bits_of_value(float value, __nv_bfloat1
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
-/// Where 16-byte piece `piece` of a row of 128 values lies in its row's memory: neither the lanes
-/// that write (two rows, four runs of 32 columns) nor those that read (a row) meet in a bank.
-template <typename T>
-__device__ __forceinline__ int swizzled(int row, int piece) {
-  return sizeof(T) == 2 ? piece ^ (piece >> 3 & 1) ^ (row & 1) << 1
-                        : piece ^ (piece >> 3 & 3) ^ (row & 1) << 2;
-}
-
-/// The values of 16 rows x 128 columns, from the warp's memory to the output.
-template <typename T>
-__device__ __forceinline__ void write_rows(const DequantizeArgs& args, const uint4* values,
-                                           std::int64_t first_row, std::int64_t first_column) {
-  constexpr int kPerPiece = 16 / sizeof(T);
-  constexpr int kPieces = kHalfColumns / kPerPiece;
-#pragma unroll
-  for (int i = threadIdx.x % 32; i < kTileRows * kPieces; i += 32) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const std::int64_t w_row = first_row + row;
-    const std::int64_t column = first_column + piece * kPerPiece;
-    if (w_row < args.row_begin || w_row >= args.row_end || column >= args.columns) continue;
-    const uint4 four = values[row * kPieces + swizzled<T>(row, piece)];
-    T* const out = static_cast<T*>(args.out) + (w_row - args.row_begin) * args.columns + column;
-    if (args.vector) {
-      *reinterpret_cast<uint4*>(out) = four;
-    } else {
-      const T* const elements = reinterpret_cast<const T*>(&four);
-#pragma unroll
-      for (int e = 0; e < kPerPiece; ++e) {
-        if (column + e < args.columns) out[e] = elements[e];
-      }
-    }
-  }
-}
-
 /// A lane's words of a row to the warp's memory: values of 32 columns by look-ups.
 template <int kBits, typename T>
 __device__ __forceinline__ void look_up_row(const char* table, int half_of_tile,
                                             const std::uint32_t (&words)[kBits], uint4* values) {
-  constexpr int kPerPiece = 16 / sizeof(T);
-  constexpr int kPieces = kHalfColumns / kPerPiece;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int row = g + 8 * half_of_tile;
+  const int lane = threadIdx.x % 32;
+  const int row = lane / 4 + 8 * half_of_tile;
   std::uint32_t bytes[8];
   single_code_bytes<kBits>(words, bytes);
 #pragma unroll
@@ -110,22 +54,20 @@ __device__ __forceinline__ void look_up_row(const char* table, int half_of_tile,
           *reinterpret_cast<const std::uint32_t*>(table + half_of_tile * kEntryBytes / 2 + offset);
     }
     if constexpr (sizeof(T) == 2) {
-      values[row * kPieces + swizzled<T>(row, 4 * t + i)] =
-          make_uint4(value[0] | value[1] << 16, value[2] | value[3] << 16,
-                     value[4] | value[5] << 16, value[6] | value[7] << 16);
+      keep_eight<T>({make_uint4(value[0] | value[1] << 16, value[2] | value[3] << 16,
+                                value[4] | value[5] << 16, value[6] | value[7] << 16)},
+                    row, i, values);
     } else {
-      values[row * kPieces + swizzled<T>(row, 8 * t + 2 * i)] =
-          make_uint4(value[0], value[1], value[2], value[3]);
-      values[row * kPieces + swizzled<T>(row, 8 * t + 2 * i + 1)] =
-          make_uint4(value[4], value[5], value[6], value[7]);
+      keep_eight<T>({make_uint4(value[0], value[1], value[2], value[3]),
+                     make_uint4(value[4], value[5], value[6], value[7])},
+                    row, i, values);
     }
   }
 }
 
 template <int kBits, typename T>
 constexpr int dequantize_shared_bytes() {
-  return (kEntryBytes << kBits) + kStageBytes<kBits> +
-         kWarps * kTileRows * kHalfColumns * sizeof(T);
+  return (kEntryBytes << kBits) + kStageBytes<kBits> + kWarps * kValuesBytes<T>;
 }
 
 /// Block (x, y): units y * block_units .. of tile x of the range.
@@ -137,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   char* const table = shared;
   char* const staged = shared + (kEntryBytes << kBits);
   uint4* const values = reinterpret_cast<uint4*>(staged + kStageBytes<kBits>) +
-                        threadIdx.x / 32 * (kTileRows * kHalfColumns * sizeof(T) / 16);
+                        threadIdx.x / 32 * (kValuesBytes<T> / 16);
   const std::int64_t tile = args.row_begin / kTileRows + blockIdx.x;
   const std::int64_t first_row = tile * kTileRows;
   const int first_unit = blockIdx.y * args.block_units;
@@ -196,114 +138,18 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-constexpr int kGroupThreads = 128;
-
-/// What 32 columns of a row, which share a group, have in common.
-template <int kBits>
-struct GroupRun {
-  std::uint32_t words[kBits];  ///< of plane p, bit i for column i
-  const __half* lut;
-  const __half* alphas;
-  float offset;        ///< the table's first entry
-  float alpha[kBits];  ///< of signed plane s, for cells of class 0
-
-  __device__ __forceinline__ GroupRun(const DequantizeArgs& args, std::int64_t row, int column) {
-    const std::int64_t record = row / kTileRows * args.units + column / kUnitColumns;
-    const int word = word_of(static_cast<int>(row % kTileRows), column % kUnitColumns);
-    const std::uint8_t* from = args.planes + record * kRecordBytes + word * 4;
-#pragma unroll
-    for (int p = 0; p < kBits; ++p) {
-      words[p] = __ldg(reinterpret_cast<const std::uint32_t*>(from));
-      from += args.plane_stride;
-    }
-    const TableForm& form = args.form;
-    const std::int64_t codebook = row * args.groups + column / args.group_size;
-    lut = reinterpret_cast<const __half*>(args.lut) + (codebook << form.table_bits);
-    alphas = reinterpret_cast<const __half*>(args.alpha) + codebook * form.signs * form.classes;
-    offset = __half2float(__ldg(lut));
-#pragma unroll
-    for (int s = 0; s < kBits; ++s) {
-      alpha[s] = s < form.signs ? __half2float(__ldg(alphas + s * form.classes)) : 0.0f;
-    }
-  }
-
-  /// Of binary coding: all planes are signed.
-  __device__ __forceinline__ float binary(int i) const {
-    float sum = offset;
-#pragma unroll
-    for (int p = 0; p < kBits; ++p) {
-      const std::uint32_t minus = ~(words[p] << (31 - i)) & 0x80000000u;
-      sum += __uint_as_float(__float_as_uint(alpha[p]) ^ minus);
-    }
-    return sum;
-  }
-
-  __device__ __forceinline__ float value(const TableForm& form, int i) const {
-    int code = 0;
-#pragma unroll
-    for (int p = 0; p < kBits; ++p) code = 2 * code + static_cast<int>(words[p] >> i & 1);
-    const int cell = code >> form.signs;
-    const int of_class = form.classes > 1 ? form.codebook.class_of(cell) : 0;
-    float sum = __half2float(__ldg(lut + cell));
-#pragma unroll
-    for (int s = 0; s < kBits; ++s) {
-      if (s >= form.signs) continue;
-      const float a =
-          of_class == 0 ? alpha[s] : __half2float(__ldg(alphas + s * form.classes + of_class));
-      sum += (code >> (form.signs - 1 - s) & 1) != 0 ? a : -a;
-    }
-    return sum;
-  }
-};
-
-/// Block (x, y): a thread each for runs of 32 columns of row x.
-template <int kBits, bool kBinary, typename T>
-__global__ void __launch_bounds__(kGroupThreads)
-    dequantize_groups(const __grid_constant__ DequantizeArgs args) {
-  ptx::launch_dependents();
-  const std::int64_t row = args.row_begin + blockIdx.x;
-  const int column = (static_cast<int>(blockIdx.y) * kGroupThreads + threadIdx.x) * 32;
-  const bool inside = column < args.columns;
-  const GroupRun<kBits> run(args, row, inside ? column : 0);
-  ptx::wait_for_predecessors();
-  if (!inside) return;
-  T* const out = static_cast<T*>(args.out) + (row - args.row_begin) * args.columns + column;
-  const int left = static_cast<int>(min(args.columns - column, std::int64_t{32}));
-  // Shifts by constants are free; whatever else a table takes is not worth its length in code.
-#pragma unroll(kBinary ? 4 : 1)
-  for (int first = 0; first < 32; first += 8) {
-    if (first >= left) break;
-    __align__(16) T eight[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float number = kBinary ? run.binary(first + i) : run.value(args.form, first + i);
-      const std::uint32_t value = bits_of_value(number, T{});
-      eight[i] = reinterpret_cast<const T&>(value);
-    }
-    if (args.vector) {
-#pragma unroll
-      for (int i = 0; i < static_cast<int>(sizeof(eight) / 16); ++i) {
-        reinterpret_cast<uint4*>(out + first)[i] = reinterpret_cast<const uint4*>(eight)[i];
-      }
-    } else {
-      for (int i = 0; i < 8 && first + i < left; ++i) out[first + i] = eight[i];
-    }
-  }
-}
-
 template <int kBits, typename T>
 cudaError_t launch_dequantize(const DequantizeArgs& args, const Device& device,
                               cudaStream_t stream) {
+  const auto tiles = static_cast<unsigned>(tile_count(args.row_end) - args.row_begin / kTileRows);
   if (args.groups > 1) {
-    constexpr int kBlockColumns = 32 * kGroupThreads;
-    const dim3 grid(static_cast<unsigned>(args.row_end - args.row_begin),
-                    static_cast<unsigned>((args.columns + kBlockColumns - 1) / kBlockColumns));
+    const auto parts = static_cast<unsigned>((args.units + kWarps - 1) / kWarps);
     const auto kernel = args.form.table_bits == 0 ? dequantize_groups<kBits, true, T>
                                                   : dequantize_groups<kBits, false, T>;
-    return launch(kernel, device, grid, kGroupThreads, 0, stream, args);
+    return launch(kernel, device, dim3(tiles, parts), kThreads, kWarps * kValuesBytes<T>, stream,
+                  args);
   }
   // Tiles are cut along K where there are too few for the device.
-  const auto tiles = static_cast<unsigned>(tile_count(args.row_end) - args.row_begin / kTileRows);
   const int wanted = std::max(1, device.multiprocessors * 2 / static_cast<int>(tiles));
   DequantizeArgs cut = args;
   cut.block_units = std::max(kWarps, (args.units + wanted - 1) / wanted);
@@ -327,6 +173,7 @@ cudaError_t launch_dequantize(const DequantizeArgs& args, ScalarType type, const
 }
 
 }  // namespace
+}  // namespace dequantize_device
 
 cudaError_t dequantize(const Weights& weights, std::int64_t row_begin, std::int64_t row_end,
                        void* out, ScalarType type, cudaStream_t stream) {
@@ -339,7 +186,7 @@ cudaError_t dequantize(const Weights& weights, std::int64_t row_begin, std::int6
   Device device{};
   if (const cudaError_t status = current_device(device); status != cudaSuccess) return status;
   const CodebookForm& form = weights.form;
-  DequantizeArgs args{};
+  dequantize_device::DequantizeArgs args{};
   args.planes = weights.planes;
   args.plane_stride = packed_plane_bytes(weights.out_features, weights.in_features);
   args.lut = weights.lut;
@@ -355,7 +202,7 @@ cudaError_t dequantize(const Weights& weights, std::int64_t row_begin, std::int6
   args.vector = reinterpret_cast<std::uintptr_t>(out) % 16 == 0 && weights.in_features % 8 == 0;
   args.form = TableForm(form, weights.precision);
   return at_precision(weights.precision, [&](auto precision) {
-    return launch_dequantize<precision()>(args, type, device, stream);
+    return dequantize_device::launch_dequantize<precision()>(args, type, device, stream);
   });
 }
 

@@ -58,7 +58,11 @@ TEST_F(CudaDequantize, AnyShapeAndRange) {
                                         {50, 17, 45},
                                         {50, 9, 9}}) {
       for (const ScalarType type : kTypes) {
-        run(QuantizedCase(n, k, {}, 2 + static_cast<int>((n + k + begin) % 7)), type, begin, end);
+        const int precision = 2 + static_cast<int>((n + k + begin) % 7);
+        for (const CodebookForm& form : {CodebookForm{}, CodebookForm{0, CellGroups::kOne, 128},
+                                         CodebookForm{3, CellGroups::kIo, 32}}) {
+          run(QuantizedCase(n, k, form, precision), type, begin, end);
+        }
       }
     }
   }
@@ -69,12 +73,14 @@ TEST_F(CudaDequantize, OutputsOfAnyAlignment) {
     for (const ScalarType type : kTypes) {
       run(QuantizedCase(20, 264, {}, 5), type, 0, 20, offset);
       run(QuantizedCase(20, 264, {8, CellGroups::kOne, 64}, 4), type, 0, 20, offset);
+      run(QuantizedCase(20, 264, {0, CellGroups::kOne, 64}, 4), type, 0, 20, offset);
     }
   }
 }
 
 TEST_F(CudaDequantize, ManyTiles) {
   run(QuantizedCase(5000, 520, {3, CellGroups::kIo, 0}, 6), ScalarType::kFloat16, 0, 5000);
+  run(QuantizedCase(5000, 520, {0, CellGroups::kOne, 128}, 6), ScalarType::kFloat16, 0, 5000);
 }
 
 TEST_F(CudaDequantize, KeepsInfinitiesAndNaNsOfTheTable) {

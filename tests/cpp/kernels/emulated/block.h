@@ -279,5 +279,13 @@ inline std::uint32_t __byte_perm(std::uint32_t low, std::uint32_t high, std::uin
   }
   return result;
 }
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+template <class T>
+T __ldcs(const T* from) {
+  return *from;
+}
 inline std::uint32_t __float_as_uint(float value) { return std::bit_cast<std::uint32_t>(value); }
 inline float __uint_as_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }

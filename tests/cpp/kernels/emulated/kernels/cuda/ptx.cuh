@@ -56,6 +56,14 @@ inline void binary_mma_half(std::int32_t (&c)[4], std::uint32_t a0, std::uint32_
   block.meet_warp();
 }
 
+template <int kTruth>
+std::uint32_t boolean(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t result = 0;
+  for (int i = 0; i < 8; ++i) {
+    if (kTruth >> i & 1) result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+  }
+  return result;
+}
 template <std::uint32_t kMask>
 std::uint32_t choose(std::uint32_t a, std::uint32_t b) {
   return (a & kMask) | (b & ~kMask);
