@@ -22,10 +22,10 @@ constexpr std::int64_t kFewestWgmmaRows = 17;
 /// The plane kernel's places with groups along K: beyond the two rows that mask-dot serves, up to
 /// where its columns of mma, times planes of W, cost more than dequantization and cuBLAS: at 14336
 /// x 4096 with groups of 128, 89 / 107 / 130 / 207 us for 64 rows at 2 / 3 / 4 / 8 bits, where
-/// those take 152 to 168. For two rows mask-dot takes 2 to 6 % less. Without groups the table
-/// kernel keeps its place.
+/// those take 106 / 112 / 121 / 151. For two rows mask-dot takes a quarter less. Without groups the
+/// table kernel keeps its place.
 constexpr std::int64_t kFewestPlaneRows = 3;
-constexpr std::int64_t kMostPlaneColumns = 384;
+constexpr std::int64_t kMostPlaneColumns = 256;
 
 /// Whether the plane kernel, which serves these products, beats all that come after mask-dot.
 bool few_plane_columns(const Input& input, const Weights& weights) {

@@ -53,8 +53,10 @@ struct LaneCopies {
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
       const int at = first + 8 * i;
-      if (at < bytes) {
-        ptx::copy_4_of(to + 8 * i, reinterpret_cast<const char*>(numbers) + at, min(4, bytes - at));
+      if (at + 4 <= bytes) {
+        ptx::copy_4(to + 8 * i, reinterpret_cast<const char*>(numbers) + at);
+      } else if (at < bytes) {
+        ptx::store_shared(to + 8 * i, numbers[at / 2]);  // no word, but half of one
       }
     }
   }

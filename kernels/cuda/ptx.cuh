@@ -83,10 +83,8 @@ __device__ __forceinline__ void copy_8(std::uint32_t shared, const void* global)
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
 }
 
-/// Four bytes of which only the first `bytes`, 1 to 4, are read; the others become zeros.
-__device__ __forceinline__ void copy_4_of(std::uint32_t shared, const void* global, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes)
-               : "memory");
+__device__ __forceinline__ void store_shared(std::uint32_t shared, std::uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(value) : "memory");
 }
 
 /// Ends a group of copies.
@@ -124,7 +122,14 @@ __device__ __forceinline__ void prefetch_line(const void* global) {
 
 // ---- blocks of a cluster ----
 
-/// All threads of all blocks.
+/// All threads of all blocks arrive, and later wait for all to have arrived. What a thread wrote
+/// before it arrived is seen after that.
+__device__ __forceinline__ void arrive_at_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void meet_all_of_cluster() {
   asm volatile(
       "barrier.cluster.arrive.release.aligned;\n"
@@ -136,6 +141,10 @@ __device__ __forceinline__ std::uint32_t remote_address(std::uint32_t shared, in
   std::uint32_t remote;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(rank));
   return remote;
+}
+__device__ __forceinline__ void store_remote(std::uint32_t shared, int rank, float value) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote_address(shared, rank)), "f"(value)
+               : "memory");
 }
 __device__ __forceinline__ float load_remote(std::uint32_t shared, int rank) {
   float value;

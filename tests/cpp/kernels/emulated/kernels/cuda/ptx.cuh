@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstring>
+
 #include "tests/cpp/kernels/emulated/block.h"
 
 /// kernels/cuda/ptx.cuh as the emulated block has it: what a kernel under test uses of it.
@@ -31,8 +33,8 @@ inline void copy_4(std::uint32_t shared, const void* global) {
 inline void copy_8(std::uint32_t shared, const void* global) {
   emulated::block().copy(shared, global, 8, 8);
 }
-inline void copy_4_of(std::uint32_t shared, const void* global, int bytes) {
-  emulated::block().copy(shared, global, 4, bytes);
+inline void store_shared(std::uint32_t shared, std::uint32_t value) {
+  std::memcpy(cuda::shared + shared, &value, sizeof(value));
 }
 inline void commit_copies() { emulated::block().commit_copies(); }
 template <int kPending>
