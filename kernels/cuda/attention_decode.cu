@@ -105,8 +105,9 @@ __global__ void __launch_bounds__(kClusterThreads)
                              const PlanesOut out) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char share[];
-  __shared__ ClusterPlanes<kClusterThreads> shared;
+  __shared__ ClusterPlanes<kClusterThreads, kCluster> shared;
   ptx::launch_dependents();
+  ptx::arrive_at_cluster();
   ptx::wait_for_predecessors();
   const int size = attention.cache.head_size;
   const int columns = attention.query_heads * size;

@@ -21,7 +21,7 @@ namespace anyprec::cuda {
 namespace decode_device {
 
 /// Keys that a group of lanes has in flight.
-inline constexpr int kUnroll = 4;
+inline constexpr int kUnroll = 2;
 
 /// Lanes that share a key, 8 elements each.
 constexpr int lanes_of(int head_size) { return head_size <= 64 ? 8 : head_size <= 128 ? 16 : 32; }
@@ -47,15 +47,44 @@ __device__ __forceinline__ void merge(float& largest, float& total, float (&sums
   for (int i = 0; i < kVector; ++i) sums[i] = sums[i] * mine + other[i] * others;
 }
 
-/// What a block has of a part.
+/// An element of a head's sum over some keys, with the largest score and the sum of powers of these
+/// keys.
+struct Sum {
+  float largest;
+  float total;
+  float sum;
+};
+
+/// All of `count` sums over different keys, in their order. part(p): the p-th.
+template <int kCount, class Part>
+__device__ __forceinline__ Sum add_up(const Part& part) {
+  Sum parts[kCount];
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) parts[p] = part(p);
+  Sum all{-INFINITY, 0.0f, 0.0f};
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) all.largest = fmaxf(all.largest, parts[p].largest);
+  const float reference = all.largest == -INFINITY ? 0.0f : all.largest;
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) {
+    const float factor = exp2f(parts[p].largest - reference);
+    all.total = fmaf(parts[p].total, factor, all.total);
+    all.sum = fmaf(parts[p].sum, factor, all.sum);
+  }
+  return all;
+}
+
+/// What the warps of a block have of a part.
 template <int kHeadSize, int kHeads, int kWarps>
 struct Shared {
   float sums[kWarps][kHeads][kHeadSize];
   float2 totals[kWarps][kHeads];
-  // Of all warps.
-  float part_sums[kHeads][kHeadSize];
-  float part_largest[kHeads];
-  float part_total[kHeads];
+
+  /// Of all warps.
+  __device__ __forceinline__ Sum element(int head, int d) const {
+    return add_up<kWarps>(
+        [&](int w) { return Sum{totals[w][head].x, totals[w][head].y, sums[w][head][d]}; });
+  }
 };
 
 /// Which heads of which row a block works on.
@@ -113,13 +142,12 @@ struct InFlight {
   }
 };
 
-/// Attention of the heads to positions [begin, end), into shared.part_*. Waits for the kernels
-/// before; what earlier calls left in the cache it begins to read before that.
+/// Attention of the heads to positions [begin, end), into shared. Waits for the kernels before;
+/// what earlier calls left in the cache it begins to read before that.
 template <ScalarType kType, int kHeadSize, int kHeads, int kWarps>
 __device__ __forceinline__ void attend(const decoder::Attention& attention, const Heads& heads,
                                        const KeyRange& keys, int begin, int end,
                                        Shared<kHeadSize, kHeads, kWarps>& shared) {
-  constexpr int kThreads = 32 * kWarps;
   constexpr int kLanes = Place<kHeadSize>::kLanes;
   constexpr int kGroups = Place<kHeadSize>::kGroups;
   constexpr int kBytes = scalar_bytes(kType);
@@ -229,32 +257,13 @@ __device__ __forceinline__ void attend(const decoder::Attention& attention, cons
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kHeads * kHeadSize; i += kThreads) {
-    const int h = i / kHeadSize;
-    const int d = i % kHeadSize;
-    float most = -INFINITY;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) most = fmaxf(most, shared.totals[w][h].x);
-    const float reference = most == -INFINITY ? 0.0f : most;
-    float total = 0.0f, sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const float factor = exp2f(shared.totals[w][h].x - reference);
-      total = fmaf(shared.totals[w][h].y, factor, total);
-      sum = fmaf(shared.sums[w][h][d], factor, sum);
-    }
-    shared.part_sums[h][d] = sum;
-    if (d == 0) {
-      shared.part_largest[h] = most;
-      shared.part_total[h] = total;
-    }
-  }
-  __syncthreads();
 }
 
 /// Warps of a block: as many as static shared memory has room for.
 template <int kHeadSize, int kHeads>
-constexpr int kWarpsOf = kHeads * kHeadSize > 1024 ? 4 : 8;
+constexpr int kWarpsOf = kHeads * kHeadSize > 1024 ? 4
+                         : kHeads* kHeadSize > 512 ? 8
+                                                   : 16;
 
 template <ScalarType kType, int kHeadSize, int kHeads>
 __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
@@ -279,18 +288,32 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
     if (heads.first + h >= heads.each) break;
     const std::int64_t at =
         (heads.row * attention.query_heads + heads.query + h) * parts.count + part;
-    parts.sums[at * kHeadSize + d] = shared.part_sums[h][d];
-    if (d == 0) parts.totals[at] = {shared.part_largest[h], shared.part_total[h]};
+    const Sum sum = shared.element(h, d);
+    parts.sums[at * kHeadSize + d] = sum.sum;
+    if (d == 0) parts.totals[at] = {sum.largest, sum.total};
   }
 }
+
+/// Sums that a block of a cluster adds up: its share of the elements, of all parts. A share is of
+/// one head.
+template <int kShare>
+struct Inbox {
+  float sums[kClusterParts][kShare];
+  float largest[kClusterParts];
+  float totals[kClusterParts];
+};
 
 template <ScalarType kType, int kHeadSize, int kHeads>
 __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
     decode_cluster_kernel(const decoder::Attention attention) {
 #if __CUDA_ARCH__ >= 900
   constexpr int kWarps = kWarpsOf<kHeadSize, kHeads>;
+  constexpr int kShare = kHeads * kHeadSize / kClusterParts;
+  static_assert(kHeadSize % kShare == 0);
   __shared__ Shared<kHeadSize, kHeads, kWarps> shared;
+  __shared__ Inbox<kShare> inbox;
   ptx::launch_dependents();
+  ptx::arrive_at_cluster();  // that this block has begun, and others may write into its inbox
   const Heads heads(attention, kHeads);
   const int part = static_cast<int>(blockIdx.x);  // and the block's rank in its cluster
   const KeyRange keys(attention, heads.row);
@@ -299,37 +322,28 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
   const int end = min(keys.end, begin + each);
   attend<kType, kHeadSize, kHeads, kWarps>(attention, heads, keys, begin, end, shared);
 
-  // Each block adds up its share of the elements.
-  ptx::meet_all_of_cluster();
-  constexpr int kShare = kHeads * kHeadSize / kClusterParts;
-  for (int i = threadIdx.x; i < kShare; i += 32 * kWarps) {
-    const int h = (part * kShare + i) / kHeadSize;
-    const int d = (part * kShare + i) % kHeadSize;
-    if (heads.first + h >= heads.each) break;
-    float largest[kClusterParts], totals[kClusterParts], sums[kClusterParts];
-#pragma unroll
-    for (int p = 0; p < kClusterParts; ++p) {
-      largest[p] = ptx::load_remote(ptx::shared_address(&shared.part_largest[h]), p);
-      totals[p] = ptx::load_remote(ptx::shared_address(&shared.part_total[h]), p);
-      sums[p] = ptx::load_remote(ptx::shared_address(&shared.part_sums[h][d]), p);
+  // To each block its share of the elements.
+  ptx::wait_for_cluster();
+  for (int i = threadIdx.x; i < kHeads * kHeadSize; i += 32 * kWarps) {
+    const Sum sum = shared.element(i / kHeadSize, i % kHeadSize);
+    const int owner = i / kShare;
+    ptx::store_remote(ptx::shared_address(&inbox.sums[part][i % kShare]), owner, sum.sum);
+    if (i % kShare == 0) {
+      ptx::store_remote(ptx::shared_address(&inbox.largest[part]), owner, sum.largest);
+      ptx::store_remote(ptx::shared_address(&inbox.totals[part]), owner, sum.total);
     }
-    float most = -INFINITY;
-#pragma unroll
-    for (int p = 0; p < kClusterParts; ++p) most = fmaxf(most, largest[p]);
-    const float reference = most == -INFINITY ? 0.0f : most;
-    float total = 0.0f, sum = 0.0f;
-#pragma unroll
-    for (int p = 0; p < kClusterParts; ++p) {
-      const float factor = exp2f(largest[p] - reference);
-      total = fmaf(totals[p], factor, total);
-      sum = fmaf(sums[p], factor, sum);
-    }
-    store_scalar(attention.y, kType,
-                 (heads.row * attention.query_heads + heads.query + h) * kHeadSize + d,
-                 total > 0.0f ? sum / total : 0.0f);
   }
-  __syncthreads();
-  ptx::meet_all_of_cluster();  // others may still read this block's shared memory
+  ptx::arrive_at_cluster();
+  ptx::wait_for_cluster();
+  const int h = part * kShare / kHeadSize;
+  if (heads.first + h >= heads.each) return;
+  for (int i = threadIdx.x; i < kShare; i += 32 * kWarps) {
+    const Sum sum = add_up<kClusterParts>(
+        [&](int p) { return Sum{inbox.largest[p], inbox.totals[p], inbox.sums[p][i]}; });
+    store_scalar(attention.y, kType,
+                 (heads.row * attention.query_heads + heads.query) * kHeadSize + part * kShare + i,
+                 sum.total > 0.0f ? sum.sum / sum.total : 0.0f);
+  }
 #endif
 }
 

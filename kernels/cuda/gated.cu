@@ -83,8 +83,9 @@ __global__ void __launch_bounds__(kClusterThreads)
     gated_cluster_kernel(const decoder::Gated gated, bool wide, const PlanesOut out) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char share[];
-  __shared__ ClusterPlanes<kClusterThreads> shared;
+  __shared__ ClusterPlanes<kClusterThreads, kCluster> shared;
   ptx::launch_dependents();
+  ptx::arrive_at_cluster();
   ptx::wait_for_predecessors();
   const int rank = static_cast<int>(blockIdx.x) % kCluster;
   const std::int64_t row = blockIdx.x / kCluster;

@@ -40,23 +40,25 @@ __device__ __forceinline__ void put_planes(const PlanesOut& out, std::int64_t ro
 
 #if __CUDA_ARCH__ >= 900
 
-/// What the blocks of a cluster tell each other when each has a part of a row.
-template <int kThreads>
+/// What the blocks of a cluster tell each other when each has a part of a row: each writes what the
+/// others want to know into their memory.
+template <int kThreads, int kCluster>
 struct ClusterPlanes {
   std::uint32_t scratch[2 * kThreads / 32];
-  std::uint32_t largest;
-  std::uint32_t sum[2];  ///< of the integers, low and high half
+  float largest[kCluster];  ///< bits of largest magnitudes
+  float sums[kCluster][2];  ///< bits of the sums of integers, low and high half; in the first block
 };
 
 /// share: this block's `count` elements of the row, those from unit `first_unit` on, in shared
 /// memory, 16-byte aligned and visible to the block; `units` of them, perhaps none. rank: the
-/// block's in the cluster. Every thread of the cluster calls it.
+/// block's in the cluster. Every thread of the cluster calls it, having arrived at the cluster
+/// (ptx::arrive_at_cluster) when its block began.
 template <int kThreads, int kCluster>
 __device__ __forceinline__ void put_cluster_planes(const PlanesOut& out, std::int64_t row_index,
                                                    std::int64_t columns, const void* share,
                                                    ScalarType type, std::int64_t count,
                                                    int first_unit, int units, int rank,
-                                                   ClusterPlanes<kThreads>& shared) {
+                                                   ClusterPlanes<kThreads, kCluster>& shared) {
   constexpr int kWarps = kThreads / 32;
   const int thread = static_cast<int>(threadIdx.x);
   const int chunks = units * (kUnitColumns / kChunkColumns);
@@ -71,13 +73,13 @@ __device__ __forceinline__ void put_cluster_planes(const PlanesOut& out, std::in
   __syncthreads();
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) largest = max(largest, shared.scratch[w]);
-  if (thread == 0) shared.largest = largest;
+  ptx::wait_for_cluster();  // all have begun
+  if (thread < kCluster) {
+    ptx::store_remote(ptx::shared_address(&shared.largest[rank]), thread, __uint_as_float(largest));
+  }
   ptx::meet_all_of_cluster();
 #pragma unroll
-  for (int p = 0; p < kCluster; ++p) {
-    largest =
-        max(largest, __float_as_uint(ptx::load_remote(ptx::shared_address(&shared.largest), p)));
-  }
+  for (int p = 0; p < kCluster; ++p) largest = max(largest, __float_as_uint(shared.largest[p]));
 
   const RowScale scale(largest);
   std::uint8_t* const planes = static_cast<std::uint8_t*>(out.planes) +
@@ -105,25 +107,26 @@ __device__ __forceinline__ void put_cluster_planes(const PlanesOut& out, std::in
       total += static_cast<int>(shared.scratch[w]) +
                (static_cast<std::int64_t>(static_cast<int>(shared.scratch[kWarps + w])) << 16);
     }
-    shared.sum[0] = static_cast<std::uint32_t>(total);
-    shared.sum[1] = static_cast<std::uint32_t>(total >> 32);
+    const std::uint32_t halves[2] = {static_cast<std::uint32_t>(total),
+                                     static_cast<std::uint32_t>(total >> 32)};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      ptx::store_remote(ptx::shared_address(&shared.sums[rank][h]), 0, __uint_as_float(halves[h]));
+    }
   }
-  __syncthreads();
+  __syncwarp();
   ptx::meet_all_of_cluster();
   if (rank == 0 && thread == 0) {
     std::int64_t total = 0;
 #pragma unroll
     for (int p = 0; p < kCluster; ++p) {
-      const std::uint32_t halves[2] = {
-          __float_as_uint(ptx::load_remote(ptx::shared_address(&shared.sum[0]), p)),
-          __float_as_uint(ptx::load_remote(ptx::shared_address(&shared.sum[1]), p))};
-      total += static_cast<std::int64_t>(static_cast<std::uint64_t>(halves[1]) << 32 | halves[0]);
+      total += static_cast<std::int64_t>(
+          static_cast<std::uint64_t>(__float_as_uint(shared.sums[p][1])) << 32 |
+          __float_as_uint(shared.sums[p][0]));
     }
     out.scales[2 * row_index] = scale.to_value;
     out.scales[2 * row_index + 1] = static_cast<float>(static_cast<double>(total) * scale.to_value);
   }
-  __syncthreads();
-  ptx::meet_all_of_cluster();  // the first block may still read the others' sums
 }
 
 #endif

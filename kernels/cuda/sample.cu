@@ -194,9 +194,8 @@ __device__ __forceinline__ int pick(const float* logits, int count, Amount rest,
 }
 
 /// Orders by key, and of one key the first token last: the largest is the one wanted.
-__device__ __forceinline__ std::uint64_t candidate(float logit, int token) {
-  return static_cast<std::uint64_t>(sampling::key_of(logit)) << 32 |
-         static_cast<std::uint32_t>(~token);
+__device__ __forceinline__ std::uint64_t candidate(std::uint32_t key, int token) {
+  return static_cast<std::uint64_t>(key) << 32 | static_cast<std::uint32_t>(~token);
 }
 
 /// The token of the largest candidate. Every thread of the block calls it with its own best one.
@@ -227,7 +226,9 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Samplin
   const float temperature = s.temperature[index];
   const bool greedy = !(temperature > 0.0f);
 
-  std::uint64_t best = 0;
+  // The first of a thread's largest; NaN has the key 0.
+  std::uint32_t largest = 0;
+  int token_of_it = static_cast<int>(threadIdx.x) * kVector;
 #pragma unroll 4
   for (int first = static_cast<int>(threadIdx.x) * kVector; first < count;
        first += kThreads * kVector) {
@@ -235,14 +236,16 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Samplin
     load_vector<kType>(from, first, count, wide, v);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      if (first + i >= count) continue;
-      const std::uint64_t other = candidate(v[i], first + i);
-      best = other > best ? other : best;
+      const std::uint32_t key = sampling::key_of(v[i]);
+      if (key <= largest || first + i >= count) continue;
+      largest = key;
+      token_of_it = first + i;
     }
     if (!greedy || penalty != 1.0f) {
       store_vector<ScalarType::kFloat32>(logits, first, count, wide, v);
     }
   }
+  std::uint64_t best = token_of_it < count ? candidate(largest, token_of_it) : 0;
   if (penalty != 1.0f) {
     __syncthreads();
     for (std::int64_t i = threadIdx.x; i < s.history_length; i += kThreads) {
@@ -255,7 +258,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Samplin
     best = 0;
     for_each_token(logits, count, [&](int token, float logit) {
       if (token == count) return;
-      const std::uint64_t other = candidate(logit, token);
+      const std::uint64_t other = candidate(sampling::key_of(logit), token);
       best = other > best ? other : best;
     });
   }
