@@ -12,12 +12,9 @@ namespace {
 
 constexpr int kMaxRows = 64;
 
-TableMmaKernel kernel_for(const Input& input, std::span<const Product> products,
-                          const Device& device) {
-  const bool few_tiles = total_tiles(products) <= 2 * device.multiprocessors;
-  return at_precision(products.front().weights.precision, [&](auto precision) {
-    return table_mma_kernel<precision()>(input.rows, few_tiles);
-  });
+TableMmaKernel kernel_for(const Input& input, std::span<const Product> products) {
+  return at_precision(products.front().weights.precision,
+                      [&](auto precision) { return table_mma_kernel<precision()>(input.rows); });
 }
 
 /// Shared memory that a block may have where `blocks` of them share a multiprocessor, which keeps
@@ -32,7 +29,7 @@ bool table_mma_serves(const Input& input, std::span<const Product> products, con
   const Weights& first = products.front().weights;
   if (input.rows < 1 || input.rows > kMaxRows || input.type == ScalarType::kFloat32) return false;
   if (first.in_features < 1 || first.form.groups(first.in_features) > 1) return false;
-  const TableMmaKernel kernel = kernel_for(input, products, device);
+  const TableMmaKernel kernel = kernel_for(input, products);
   return kernel.shared_bytes + kernel.sum_bytes <= device.block_shared_bytes;
 }
 
@@ -75,7 +72,9 @@ cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
   args.x_stride = input.x_stride;
   args.x_is_vector = x_is_vector(input, args.columns);
   args.chunks = divide_up(args.units, kernel.chunk_units);
-  args.chunk_units = divide_up(args.units, args.chunks);
+  // Chunks as large as they may be: of the last one's units all warps have one fewer, rather than
+  // some of every chunk's.
+  args.chunk_units = std::min(args.units, kernel.chunk_units);
   args.one_shl_16 = 1u << 16;
   if (args.tiles == 0 || args.x_rows == 0) return cudaSuccess;
 
@@ -96,7 +95,7 @@ cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
 
 cudaError_t table_mma(const Input& input, std::span<const Product> products, const Device& device,
                       cudaStream_t stream) {
-  return launch_table_mma(kernel_for(input, products, device), input, products, device, stream);
+  return launch_table_mma(kernel_for(input, products), input, products, device, stream);
 }
 
 }  // namespace anyprec::cuda

@@ -14,10 +14,10 @@
 ///
 /// A block takes a run of tiles. K is cut into chunks, of which every warp holds a part of x
 /// (activation_fragments.cuh) while all tiles of the run pass by: x is read once. Per tile: build
-/// the table; every warp multiplies its part; partial sums meet in shared memory and are added in
-/// the order of the warps. Weights come through a ring of units a warp, of which a lane reads what
-/// it copied itself: no barriers. A block alternates between building and multiplying; where blocks
-/// share a multiprocessor, one fills the gaps of the other.
+/// the table, unless it is the only one; every warp multiplies its part; partial sums meet in
+/// shared memory and are added in the order of the warps. Weights come through a ring of units a
+/// warp, of which a lane reads what it copied itself: no barriers. A block alternates between
+/// building and multiplying; where blocks share a multiprocessor, one fills the gaps of the other.
 namespace anyprec::cuda {
 
 /// By all threads of the block.
@@ -137,15 +137,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   Position at;
 #pragma unroll 1
   for (int item = 0; item < items; ++item) {
-    if constexpr (kPairs<kBits>) {
-      if (args.form.signs > 0) {
-        expand_pairs<kBits, Shape::kThreads>(args.form, staged, expanded);
-        __syncthreads();
+    if (tiles > 1 || item == 0) {
+      if constexpr (kPairs<kBits>) {
+        if (args.form.signs > 0) {
+          expand_pairs<kBits, Shape::kThreads>(args.form, staged, expanded);
+          __syncthreads();
+        }
       }
+      build_table<kBits, Shape::kThreads>(args.form, staged, expanded, shared);
     }
-    build_table<kBits, Shape::kThreads>(args.form, staged, expanded, shared);
     __syncthreads();
-    stage(item + 1 < items);
+    stage(tiles > 1 && item + 1 < items);
 
     const int first_unit = at.chunk * args.chunk_units + warp;
     const int first_column = first_unit * kUnitColumns;
@@ -278,16 +280,15 @@ TableMmaKernel describe_table_mma() {
           Shape::kRows * kTileRows * 4};
 }
 
-/// See table_mma_args.h. Small tables leave room for three blocks, whose warps hide more, where
-/// there is work for three; a large one is better shared by many warps.
+/// See table_mma_args.h. Two blocks, of which one fills the gaps of the other; a large table is
+/// better shared by many warps. Three blocks for one row of x are a tenth faster where launches of
+/// one kernel follow each other, and slower between others, since fewer of their units are on their
+/// way when the launch before ends.
 template <int kBits>
-TableMmaKernel table_mma_kernel(std::int64_t rows, bool few_tiles) {
+TableMmaKernel table_mma_kernel(std::int64_t rows) {
   constexpr bool kLarge = kTableBytes<kBits> >= 32 * 1024;
   if constexpr (kBits < 8) {
-    if (rows == 1) {
-      if (few_tiles) return describe_table_mma<TableMmaShape<kBits, 1, 2, 8, 2, true>>();
-      return describe_table_mma<TableMmaShape<kBits, 1, 2, 8, kLarge ? 2 : 3, true>>();
-    }
+    if (rows == 1) return describe_table_mma<TableMmaShape<kBits, 1, 2, 8, 2, true>>();
   }
   if (rows <= 8) return describe_table_mma<TableMmaShape<kBits, 1, 2, 8, 2>>();
   if (rows <= 16) {

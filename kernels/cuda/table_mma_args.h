@@ -66,9 +66,9 @@ struct TableMmaKernel {
   int sum_bytes;     ///< of a tile's running sums, kept where K takes several chunks
 };
 
-/// The kernel of precision b that takes `rows` rows of x fastest; few_tiles: at most two for each
-/// multiprocessor. One source a precision (table_mma_b*.cu).
+/// The kernel of precision b that takes `rows` rows of x fastest. One source a precision
+/// (table_mma_b*.cu).
 template <int kBits>
-TableMmaKernel table_mma_kernel(std::int64_t rows, bool few_tiles);
+TableMmaKernel table_mma_kernel(std::int64_t rows);
 
 }  // namespace anyprec::cuda

@@ -2,6 +2,6 @@
 
 namespace anyprec::cuda {
 
-template TableMmaKernel table_mma_kernel<4>(std::int64_t rows, bool few_tiles);
+template TableMmaKernel table_mma_kernel<4>(std::int64_t rows);
 
 }  // namespace anyprec::cuda

@@ -218,6 +218,10 @@ __global__ void __launch_bounds__(Shape::kAllThreads, 1)
     ptx::more_registers<Shape::kRegisters>();
     multiply_share<Shape>(args, shared, group, barriers, ring);
   }
+  if (args.cluster > 1) {  // others may still read this block's sums
+    __syncwarp();
+    ptx::meet_all_of_cluster();
+  }
 #endif
 }
 
