@@ -25,6 +25,9 @@ struct EngineOptions {
   std::int64_t max_batch = 32;           ///< sequences that run at the same time
   std::int64_t prefill_chunk = 512;      ///< prompt tokens of one step, of all sequences
   bool cuda_graphs = true;               ///< capture decode steps, one graph a precision and batch
+  std::optional<bool> run_ahead;  ///< launch a decode step before the tokens of the one before are
+                                  ///< read, so that a GPU does not wait for the host; the tokens
+                                  ///< are the same. Unset: on a GPU with cuda_graphs
 };
 
 /// A precision for every quantized linear: one number, or glob patterns of linears' names of which

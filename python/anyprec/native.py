@@ -31,7 +31,8 @@ class NativeEngine:
     """Decodes sequences of tokens together; made by one of the class methods.
 
     options of all of them: device, dtype, precisions, max_sequence_length, cache_tokens,
-    block_size, max_batch, prefill_chunk, cuda_graphs (EngineOptions in include/anyprec/engine.h).
+    block_size, max_batch, prefill_chunk, cuda_graphs, run_ahead (EngineOptions in
+    include/anyprec/engine.h).
     They raise NotImplementedError where the model's config asks for what the engine lacks, and
     ValueError for malformed options and tensors.
     """

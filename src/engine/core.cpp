@@ -105,6 +105,7 @@ EngineCore::EngineCore(ModelConfig config, DecoderWeights weights, const EngineO
   const c10::OptionalStreamGuard guard(stream_);
   cache_ = make_cache(decoder_.config(), pool_.free(), options.block_size, decoder_.options());
   if (!device_.is_cpu() && options.cuda_graphs) graphs_ = make_decode_graphs(decoder_, cache_);
+  run_ahead_ = options.run_ahead.value_or(graphs_ != nullptr);
 }
 
 std::int64_t EngineCore::blocks_for(std::size_t tokens) const {
@@ -171,12 +172,17 @@ void EngineCore::admit() {
   }
 }
 
-void EngineCore::finish(std::int64_t id) {
+Sequence* EngineCore::running(std::int64_t id) {
   const auto has_id = [id](const Sequence& each) { return each.id == id; };
   const auto found = std::find_if(running_.begin(), running_.end(), has_id);
-  if (found == running_.end()) return;
+  return found == running_.end() ? nullptr : &*found;
+}
+
+void EngineCore::finish(std::int64_t id) {
+  const Sequence* const found = running(id);
+  if (found == nullptr) return;
   pool_.give_back(found->blocks);
-  running_.erase(found);
+  running_.remove_if([found](const Sequence& each) { return &each == found; });
 }
 
 void EngineCore::stop(std::int64_t id) {
@@ -191,7 +197,7 @@ std::vector<TokenEvent> EngineCore::step() {
   // Those that decode now; a prompt that is read in this step has its first token of it.
   std::vector<std::pair<SharedAssignment, std::vector<Sequence*>>> groups;
   for (Sequence& sequence : running_) {
-    if (!sequence.decoding()) continue;
+    if (!sequence.decoding() || sequence.in_flight) continue;
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& each) { return each.first == sequence.decode; });
     if (group == groups.end()) group = groups.insert(groups.end(), {sequence.decode, {}});
@@ -199,7 +205,18 @@ std::vector<TokenEvent> EngineCore::step() {
   }
   std::vector<TokenEvent> events;
   read_prompts(events);
-  for (const auto& [precision, group] : groups) decode(group, events);
+  if (!flight_ && groups.size() == 1) {
+    flight_ = decode(groups.front().second, nullptr);
+    groups.clear();
+  }
+  if (flight_) {
+    const std::vector<Sequence*> next = next_of(*flight_);
+    std::optional<Flight> ahead;
+    if (!next.empty()) ahead = decode(next, &*flight_);
+    land(*flight_, events);
+    flight_ = std::move(ahead);
+  }
+  for (const auto& [precision, group] : groups) land(decode(group, nullptr), events);
   std::sort(events.begin(), events.end(),
             [](const TokenEvent& a, const TokenEvent& b) { return a.sequence < b.sequence; });
   for (const TokenEvent& event : events) {
@@ -214,7 +231,8 @@ void EngineCore::fill_chunk(StepBuffers& buffers, std::int64_t index, std::int64
   for (std::size_t i = 0; i < count; ++i) {
     const std::size_t position = sequence.computed + i;
     const auto at = static_cast<std::size_t>(row) + i;
-    buffers.tokens()[at] = sequence.tokens[position];
+    // One that is in flight comes from the device.
+    buffers.tokens()[at] = position < sequence.tokens.size() ? sequence.tokens[position] : 0;
     buffers.positions()[at] = static_cast<std::int32_t>(position);
     buffers.slots()[at] = sequence.blocks[position / block_size] * options_.block_size +
                           static_cast<std::int64_t>(position % block_size);
@@ -262,11 +280,7 @@ void EngineCore::read_prompts(std::vector<TokenEvent>& events) {
   }
   buffers.upload();
   const at::Tensor logits = decoder_.forward(buffers.batch(), cache_, *precision);
-  if (!done.empty()) {
-    draw(logits, done, events);
-  } else if (stream_) {
-    stream_->synchronize();  // the buffers' host side goes away
-  }
+  if (!done.empty()) land(draw(logits, done), events);
 }
 
 StepBuffers& EngineCore::decode_buffers(std::int64_t rows) {
@@ -279,7 +293,22 @@ StepBuffers& EngineCore::decode_buffers(std::int64_t rows) {
   return found->second;
 }
 
-void EngineCore::decode(const std::vector<Sequence*>& group, std::vector<TokenEvent>& events) {
+std::vector<Sequence*> EngineCore::next_of(const Flight& flight) {
+  if (!run_ahead_ || flight.sequences.size() != running_.size()) return {};
+  std::vector<Sequence*> sequences;
+  for (const std::int64_t id : flight.sequences) {
+    Sequence* const sequence = running(id);
+    // The penalty is of all tokens, and the last is not there yet.
+    if (sequence == nullptr || sequence->tokens.size() + 1 >= sequence->limit ||
+        sequence->sampling.repetition_penalty != 1) {
+      return {};
+    }
+    sequences.push_back(sequence);
+  }
+  return sequences;
+}
+
+Flight EngineCore::decode(const std::vector<Sequence*>& group, const Flight* before) {
   const auto count = static_cast<std::int64_t>(group.size());
   StepBuffers& buffers = decode_buffers(graphs_ ? graph_rows(count) : count);
   const SharedAssignment& precision = group.front()->decode;
@@ -298,18 +327,38 @@ void EngineCore::decode(const std::vector<Sequence*>& group, std::vector<TokenEv
     std::fill(table.begin(), table.end(), 0);
   }
   buffers.upload();
+  if (before != nullptr) buffers.batch().tokens.narrow(0, 0, count).copy_(before->drawn);
   const at::Tensor logits = graphs_ ? graphs_->replay(buffers, precision)
                                     : decoder_.forward(buffers.batch(), cache_, *precision);
   for (Sequence* const sequence : group) ++sequence->computed;
-  draw(logits.narrow(0, 0, count), group, events);
+  return draw(logits.narrow(0, 0, count), group);
 }
 
-void EngineCore::draw(const at::Tensor& logits, const std::vector<Sequence*>& rows,
-                      std::vector<TokenEvent>& events) {
-  const std::vector<std::int64_t> drawn = sample_tokens(logits, rows);
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    Sequence& sequence = *rows[i];
-    const std::int64_t token = drawn[i];
+Flight EngineCore::draw(const at::Tensor& logits, const std::vector<Sequence*>& rows) {
+  Flight flight;
+  for (const Sequence* const sequence : rows) flight.sequences.push_back(sequence->id);
+  flight.drawn = sample_tokens(logits, rows);
+  for (Sequence* const sequence : rows) ++sequence->in_flight;
+  if (!stream_) {
+    flight.tokens = flight.drawn;
+    return flight;
+  }
+  flight.tokens = at::empty(flight.drawn.sizes(), at::TensorOptions(at::kLong).pinned_memory(true));
+  flight.tokens.copy_(flight.drawn, /*non_blocking=*/true);
+  flight.landed.emplace(device_.type());
+  flight.landed->record(*stream_);
+  return flight;
+}
+
+void EngineCore::land(const Flight& flight, std::vector<TokenEvent>& events) {
+  if (flight.landed) flight.landed->synchronize();
+  const std::int64_t* token_of_row = flight.tokens.const_data_ptr<std::int64_t>();
+  for (const std::int64_t id : flight.sequences) {
+    const std::int64_t token = *token_of_row++;
+    Sequence* const found = running(id);
+    if (found == nullptr) continue;  // it ended while this was on its way
+    Sequence& sequence = *found;
+    --sequence.in_flight;
     sequence.tokens.push_back(token);
     const std::vector<std::int64_t>& stops = sequence.stop_tokens;
     Finish finish = Finish::kNot;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 
 #include <cstdint>
@@ -33,8 +34,18 @@ struct Sequence {
   SharedAssignment prefill;
   SharedAssignment decode;
   Sampling sampling;
+  std::size_t in_flight = 0;  ///< tokens after those, drawn and not read yet
 
   bool decoding() const { return computed >= prompt; }
+  std::size_t drawn() const { return tokens.size() + in_flight - prompt; }
+};
+
+/// Tokens that the device draws, on their way to the host.
+struct Flight {
+  std::vector<std::int64_t> sequences;  ///< ids, one a row
+  at::Tensor drawn;                     ///< int64 [rows] on the device
+  at::Tensor tokens;                    ///< the same on the host, there after `landed`
+  std::optional<c10::Event> landed;     ///< none on a CPU
 };
 
 /// What Engine does, on libtorch tensors: scheduling, cache, passes of the decoder, sampling.
@@ -63,9 +74,17 @@ class EngineCore {
   void check_tokens(std::span<const std::int64_t> tokens) const;
   std::int64_t blocks_for(std::size_t tokens) const;
   void read_prompts(std::vector<TokenEvent>& events);
-  void decode(const std::vector<Sequence*>& group, std::vector<TokenEvent>& events);
-  void draw(const at::Tensor& logits, const std::vector<Sequence*>& rows,
-            std::vector<TokenEvent>& events);
+  /// Launches a decode step of sequences of one precision. before: the flight, of the same
+  /// sequences, that has their newest tokens; null: the host has them.
+  Flight decode(const std::vector<Sequence*>& group, const Flight* before);
+  /// Launches the drawing of the next token of each.
+  Flight draw(const at::Tensor& logits, const std::vector<Sequence*>& rows);
+  /// Waits for the tokens and gives them to those of the sequences that still run.
+  void land(const Flight& flight, std::vector<TokenEvent>& events);
+  /// All running sequences, where all are in this flight and will want another token whatever
+  /// theirs are; else none.
+  std::vector<Sequence*> next_of(const Flight& flight);
+  Sequence* running(std::int64_t id);
   void finish(std::int64_t id);
   void fill_chunk(StepBuffers& buffers, std::int64_t index, std::int64_t row,
                   const Sequence& sequence, std::size_t count) const;
@@ -80,10 +99,12 @@ class EngineCore {
   KeyValueCache cache_;
   BlockPool pool_;
   std::unique_ptr<DecodeGraphs> graphs_;  ///< null: passes are launched kernel by kernel
+  bool run_ahead_ = false;
   std::map<Assignment, SharedAssignment> assignments_;
   std::map<std::int64_t, StepBuffers> decode_buffers_;
   std::list<Sequence> waiting_;
   std::list<Sequence> running_;
+  std::optional<Flight> flight_;  ///< of a decode step that was launched ahead
   std::int64_t next_id_ = 0;
 };
 

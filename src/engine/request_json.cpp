@@ -73,6 +73,8 @@ EngineOptions options_from_json(const Json& json) {
       read(value, key, options.prefill_chunk);
     } else if (key == "cuda_graphs") {
       read(value, key, options.cuda_graphs);
+    } else if (key == "run_ahead") {
+      read(value, key, options.run_ahead.emplace());
     } else {
       unknown("engine options", key);
     }

@@ -91,13 +91,12 @@ void check_sampling(const Sampling& s) {
         s.repetition_penalty, "above 0");
 }
 
-std::vector<std::int64_t> sample_tokens(const at::Tensor& logits,
-                                        const std::vector<Sequence*>& sequences) {
+at::Tensor sample_tokens(const at::Tensor& logits, const std::vector<Sequence*>& sequences) {
   const at::Device device = logits.device();
   Columns columns(sequences, device);
   columns.add<std::int64_t>([](const Sequence& s) { return s.sampling.seed; });
   // Counted from the prompt's end, so that a prompt's length does not shift the random numbers.
-  columns.add<std::int64_t>([](const Sequence& s) { return s.tokens.size() - s.prompt; });
+  columns.add<std::int64_t>([](const Sequence& s) { return s.drawn(); });
   columns.add<std::int32_t>([](const Sequence& s) { return s.sampling.top_k; });
   columns.add<float>([](const Sequence& s) { return s.sampling.temperature; });
   columns.add<float>([](const Sequence& s) { return s.sampling.top_p; });
@@ -113,9 +112,7 @@ std::vector<std::int64_t> sample_tokens(const at::Tensor& logits,
   rows.min_p = columns.next(at::kFloat);
   rows.repetition_penalty = columns.next(at::kFloat);
   rows.history = histories(sequences, device);
-  const at::Tensor tokens = sample(logits, rows).cpu();
-  const std::int64_t* const data = tokens.const_data_ptr<std::int64_t>();
-  return {data, data + tokens.numel()};
+  return sample(logits, rows);
 }
 
 }  // namespace anyprec::engine

@@ -14,10 +14,9 @@ struct Sequence;
 /// Throws InvalidArgument where a number is outside its range.
 void check_sampling(const Sampling& sampling);
 
-/// The next token of each sequence, drawn on the device from its row of logits [B, vocabulary]. The
-/// random number of a token depends on the sequence's seed and the token's position alone. Waits
-/// for the device: the one time in a step.
-std::vector<std::int64_t> sample_tokens(const at::Tensor& logits,
-                                        const std::vector<Sequence*>& sequences);
+/// The next token of each sequence, int64 [B], drawn on the device from its row of logits [B,
+/// vocabulary]. The random number of a token depends on the sequence's seed and the token's
+/// position alone.
+at::Tensor sample_tokens(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
 
 }  // namespace anyprec::engine

@@ -39,8 +39,11 @@ StepBuffers::StepBuffers(std::int64_t rows, std::int64_t sequences, std::int64_t
   bytes += Carver::padded(rows * 4) + Carver::padded((sequences + 1) * 4) +
            Carver::padded(sequences * 4) + Carver::padded(sequences * blocks * 4);
   const auto options = at::TensorOptions().dtype(at::kByte);
-  host_ = at::empty({bytes}, options.pinned_memory(device.is_cuda()));
+  host_ = at::empty({bytes}, options);
   device_ = device.is_cpu() ? host_ : at::empty({bytes}, options.device(device));
+  if (device.is_cuda()) {
+    for (at::Tensor& each : pinned_) each = at::empty({bytes}, options.pinned_memory(true));
+  }
   Carver carver(host_, device_);
   batch_.tokens = carver.carve(rows, at::kLong, tokens_);
   batch_.slots = carver.carve(rows, at::kLong, slots_);
@@ -57,7 +60,11 @@ std::span<std::int32_t> StepBuffers::blocks(std::int64_t sequence) {
 }
 
 void StepBuffers::upload() {
-  if (!device_.is_cpu()) device_.copy_(host_, /*non_blocking=*/true);
+  if (device_.is_cpu()) return;
+  at::Tensor& pinned = pinned_[turn_];
+  turn_ = 1 - turn_;
+  pinned.copy_(host_);
+  device_.copy_(pinned, /*non_blocking=*/true);
 }
 
 }  // namespace anyprec::engine

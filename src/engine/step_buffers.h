@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -18,8 +20,8 @@ struct StepBatch {
   at::Tensor logit_rows;      ///< int64 [R], rows whose logits are wanted; undefined: every row's
 };
 
-/// A StepBatch's memory, on the device and, where that is a GPU, in one pinned piece beside it that
-/// goes over in one copy.
+/// A StepBatch's memory, on the host and, where that is a GPU, on the device: it goes over in one
+/// copy.
 class StepBuffers {
  public:
   static constexpr std::int64_t kEveryRow = -1;
@@ -37,13 +39,16 @@ class StepBuffers {
   /// Row b of the block table.
   std::span<std::int32_t> blocks(std::int64_t sequence);
 
-  /// Enqueues the copy on the current stream. The host's side must not be written until it is done.
+  /// Enqueues the copy on the current stream. The host's side may be written again at once, and
+  /// uploaded once more; a third upload has to wait for the end of the first.
   void upload();
   const StepBatch& batch() const { return batch_; }
 
  private:
   std::int64_t table_width_;
   at::Tensor host_;
+  std::array<at::Tensor, 2> pinned_;  ///< what copies read, in turn; undefined on a CPU
+  std::size_t turn_ = 0;
   at::Tensor device_;
   StepBatch batch_;
   std::span<std::int64_t> tokens_, slots_, logit_rows_;

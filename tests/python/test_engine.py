@@ -91,15 +91,28 @@ def test_a_precision_for_each_linear(checkpoint):
         engine.logits(PROMPT, 7)
 
 
-def test_sequences_that_run_together_say_what_each_says_alone(checkpoint):
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("precisions", [(2, 3, 4), (3,)])
+def test_sequences_that_run_together_say_what_each_says_alone(checkpoint, precisions, ahead):
+    path = checkpoint("llama")
     engine = NativeEngine.from_directory(
-        checkpoint("llama"), block_size=4, cache_tokens=96, max_batch=3, prefill_chunk=7
+        path, block_size=4, cache_tokens=96, max_batch=3, prefill_chunk=7, run_ahead=ahead
     )
     requests = [
-        ({"precision": 2 + i % 3, "max_new_tokens": 5 + 3 * i}, PROMPT[i : 3 + 4 * i])
+        (
+            {
+                "precision": precisions[i % len(precisions)],
+                "max_new_tokens": 5 + 3 * i,
+                "temperature": 0.5 * (i % 2),
+                "seed": i,
+                "repetition_penalty": 1.2 if i == 3 else 1.0,
+            },
+            PROMPT[i : 3 + 4 * i],
+        )
         for i in range(5)
     ]
-    alone = [engine.generate(prompt, **request) for request, prompt in requests]
+    by_itself = NativeEngine.from_directory(path, run_ahead=False)
+    alone = [by_itself.generate(prompt, **request) for request, prompt in requests]
     numbers = [engine.submit(prompt, **request) for request, prompt in requests]
     texts = {number: [] for number in numbers}
     while not engine.idle:
@@ -129,15 +142,28 @@ def test_sampling_follows_its_seed(checkpoint):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_stop_tokens_end_a_sequence(checkpoint):
-    engine = NativeEngine.from_directory(checkpoint("llama"))
+@pytest.mark.parametrize("ahead", [False, True])
+def test_stop_tokens_end_a_sequence(checkpoint, ahead):
+    engine = NativeEngine.from_directory(checkpoint("llama"), run_ahead=ahead)
     free = engine.generate(PROMPT, max_new_tokens=8)
-    stopped = engine.generate(PROMPT, max_new_tokens=8, stop_tokens=[free[3]])
-    assert stopped == free[: free.index(free[3]) + 1]
+    end = free.index(free[3]) + 1
+    for _ in range(2):  # the second starts behind a step that nobody wants any more
+        stopped = engine.generate(PROMPT, max_new_tokens=8, stop_tokens=[free[3]])
+        assert stopped == free[:end]
+    # One of two that run together.
+    numbers = [
+        engine.submit(PROMPT, max_new_tokens=8, stop_tokens=stops) for stops in ([free[3]], [])
+    ]
+    texts = {number: [] for number in numbers}
+    while not engine.idle:
+        for event in engine.step():
+            texts[event.sequence].append(event.token)
+    assert list(texts.values()) == [free[:end], free]
 
 
-def test_stop_makes_room_for_a_waiting_sequence(checkpoint):
-    engine = NativeEngine.from_directory(checkpoint("llama"), max_batch=1)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_stop_makes_room_for_a_waiting_sequence(checkpoint, ahead):
+    engine = NativeEngine.from_directory(checkpoint("llama"), max_batch=1, run_ahead=ahead)
     first = engine.submit(PROMPT, max_new_tokens=100)
     second = engine.submit(PROMPT, max_new_tokens=2)
     engine.step()
