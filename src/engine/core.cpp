@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -106,6 +107,14 @@ EngineCore::EngineCore(ModelConfig config, DecoderWeights weights, const EngineO
   cache_ = make_cache(decoder_.config(), pool_.free(), options.block_size, decoder_.options());
   if (!device_.is_cpu() && options.cuda_graphs) graphs_ = make_decode_graphs(decoder_, cache_);
   run_ahead_ = options.run_ahead.value_or(graphs_ != nullptr);
+}
+
+EngineCore::~EngineCore() {
+  if (!flight_ || !stream_) return;
+  try {
+    stream_->synchronize();
+  } catch (const std::exception&) {  // of an error on the device, which its next user hears of
+  }
 }
 
 std::int64_t EngineCore::blocks_for(std::size_t tokens) const {

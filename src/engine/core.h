@@ -52,6 +52,10 @@ struct Flight {
 class EngineCore {
  public:
   EngineCore(ModelConfig config, DecoderWeights weights, const EngineOptions& options);
+  /// Waits for a step that was launched ahead: it writes into the cache.
+  ~EngineCore();
+  EngineCore(const EngineCore&) = delete;
+  EngineCore& operator=(const EngineCore&) = delete;
 
   std::int64_t submit(const Request& request);
   std::vector<TokenEvent> step();
