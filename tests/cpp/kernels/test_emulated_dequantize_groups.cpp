@@ -2,9 +2,8 @@
 // block, against the reference. test_cuda_dequantize.cpp has it on a GPU.
 #include <gtest/gtest.h>
 
-#include <cstring>
-
 #include "kernels/cuda/dequantize_groups.cuh"
+#include "tests/cpp/kernels/emulated/launch.h"
 #include "tests/cpp/kernels/emulated/weights.h"
 
 namespace anyprec::testing {
@@ -37,24 +36,15 @@ void run(const CodebookForm& form, ScalarType type, std::int64_t n, std::int64_t
   args.vector = reinterpret_cast<std::uintptr_t>(args.out) % 16 == 0 && k % 8 == 0;
   args.form = cuda::TableForm(form, kBits);
 
-  emulated::Block& block = emulated::block();
-  block.grid = {static_cast<unsigned>(cuda::tile_count(end) - begin / cuda::kTileRows),
-                static_cast<unsigned>((args.units + kWarps - 1) / kWarps), 1};
-  for (block.index.y = 0; block.index.y < block.grid.y; ++block.index.y) {
-    for (block.index.x = 0; block.index.x < block.grid.x; ++block.index.x) {
-      std::memset(cuda::shared, 0xff, sizeof(cuda::shared));
-      block.run(kThreads, [&] {
-        if (args.form.table_bits == 0) {
-          write_groups<kBits, true, T>(args, cuda::shared);
-        } else {
-          write_groups<kBits, false, T>(args, cuda::shared);
-        }
-      });
-      for (std::size_t i = kWarps * kValuesBytes<T>; i < sizeof(cuda::shared); ++i)
-        ASSERT_EQ(cuda::shared[i], static_cast<char>(0xff)) << "wrote past its shared memory";
+  const uint3 grid{static_cast<unsigned>(cuda::tile_count(end) - begin / cuda::kTileRows),
+                   static_cast<unsigned>((args.units + kWarps - 1) / kWarps), 1};
+  emulated::launch(grid, kThreads, kWarps * kValuesBytes<T>, [&] {
+    if (args.form.table_bits == 0) {
+      write_groups<kBits, true, T>(args, cuda::shared);
+    } else {
+      write_groups<kBits, false, T>(args, cuda::shared);
     }
-  }
-  block.index = {};
+  });
 
   const std::vector<double> expected = reference::dequantize(c.canonical_weights());
   const bool exact = args.form.signs == 0 && type != ScalarType::kBFloat16;

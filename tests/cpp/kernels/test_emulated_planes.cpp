@@ -2,30 +2,15 @@
 // the reference. test_cuda_planes.cpp has it on a GPU.
 #include <gtest/gtest.h>
 
-#include <cstring>
-
 #include "kernels/cuda/plane_mma.cuh"
-#include "tests/cpp/kernels/emulated/weights.h"
+#include "tests/cpp/kernels/emulated/launch.h"
+#include "tests/cpp/kernels/emulated/product_case.h"
 
 namespace anyprec::testing {
 namespace {
 
-using emulated::Aligned;
 using emulated::Landing;
-using emulated::packed_planes;
-
-template <class Shape>
-void run_blocks(cuda::PlaneMmaArgs args, int blocks) {
-  args.chunks = (args.units + Shape::kChunkUnits - 1) / Shape::kChunkUnits;
-  emulated::Block& block = emulated::block();
-  block.grid.x = static_cast<unsigned>(blocks);
-  for (block.index.x = 0; block.index.x < block.grid.x; ++block.index.x) {
-    std::memset(cuda::shared, 0xff, sizeof(cuda::shared));  // NaN
-    block.run(Shape::kThreads, [&] { cuda::plane_mma<Shape>(args); });
-    for (std::size_t i = Shape::kSharedBytes; i < sizeof(cuda::shared); ++i)
-      ASSERT_EQ(cuda::shared[i], static_cast<char>(0xff)) << "wrote past its shared memory";
-  }
-}
+using emulated::ProductCase;
 
 /// The kernel with a given shape for groups of `parts` and fragments of columns, on `blocks`
 /// blocks.
@@ -33,20 +18,12 @@ template <int kBits, int kParts, int kFragments>
 void run(std::int64_t n, std::int64_t k, std::int64_t group_size, std::int64_t m, ScalarType type,
          int blocks, Landing landing, bool with_bias = true, std::int64_t padding = 0,
          float size = 1.0f) {
-  const QuantizedCase c(n, k, {0, CellGroups::kOne, group_size}, kBits);
-  const Aligned planes(packed_planes(c));
-  const Aligned lut(c.lut), alpha(c.alpha);
-  Matrix x(m, k, k + padding, type), y(m, n, n + padding, type);
-  x.randomize(7);
+  using Shape = cuda::PlaneMmaShape<kBits, kParts, kFragments, 2, 8, 3 - kFragments>;
+  ProductCase product({n, k, {0, CellGroups::kOne, group_size}, kBits}, m, type, with_bias,
+                      padding);
+  Matrix& x = product.x;
   for (std::int64_t i = 0; i < m && size != 1.0f; ++i)
     for (std::int64_t j = 0; j < k; ++j) x.set(i, j, x.get(i, j) * size);
-  std::vector<double> bias(n);
-  std::vector<std::uint16_t> typed_bias(n);
-  for (std::int64_t i = 0; i < n && with_bias; ++i) {
-    const float value = static_cast<float>(i % 7) - 3.5f;
-    bias[i] = value;
-    cpu::store_floats(&value, 1, type, typed_bias.data(), i);
-  }
 
   cuda::PlaneMmaArgs args{};
   args.x = x.data();
@@ -59,36 +36,17 @@ void run(std::int64_t n, std::int64_t k, std::int64_t group_size, std::int64_t m
   args.units = static_cast<int>(cuda::unit_count(k));
   args.tiles = static_cast<int>(cuda::tile_count(n));
   args.products = 1;
-  args.groups = static_cast<int>(c.form.groups(k));
+  args.chunks = (args.units + Shape::kChunkUnits - 1) / Shape::kChunkUnits;
+  args.groups = static_cast<int>(product.c.form.groups(k));
   args.group_of = cuda::GroupOfSegment::of_size(
       args.groups == 1 ? args.units * 8 : static_cast<int>(group_size / cuda::kSegmentColumns));
-  args.product[0] = {planes.data(),
-                     packed_plane_bytes(n, k),
-                     lut.data(),
-                     alpha.data(),
-                     with_bias ? typed_bias.data() : nullptr,
-                     y.data(),
-                     y.stride(),
-                     static_cast<int>(n),
-                     0};
+  args.product[0] = {product.planes.data(), packed_plane_bytes(n, k), product.lut.data(),
+                     product.alpha.data(),  product.bias_data(),      product.y.data(),
+                     product.y.stride(),    static_cast<int>(n),      0};
   emulated::block().landing = landing;
-  run_blocks<cuda::PlaneMmaShape<kBits, kParts, kFragments, 2, 8, 3 - kFragments>>(args, blocks);
-
-  const std::vector<double> values = x.values();
-  const std::vector<double> expected =
-      reference::linear(c.canonical_weights(), values, m, with_bias ? bias.data() : nullptr);
-  for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      double terms = 0;
-      for (std::int64_t q = 0; q < k; ++q)
-        terms += c.largest_value(j, q) * std::abs(values[i * k + q]);
-      const double want = expected[i * n + j];
-      ASSERT_NEAR(y.get(i, j), want,
-                  terms * 0x1p-21 + 1.01 * std::abs(want) * rounding(type) + 0x1p-23)
-          << c.name() << " M=" << m << " at " << i << ", " << j;
-    }
-  }
-  EXPECT_TRUE(y.surroundings_untouched());
+  emulated::launch({static_cast<unsigned>(blocks), 1, 1}, Shape::kThreads, Shape::kSharedBytes,
+                   [&] { cuda::plane_mma<Shape>(args); });
+  product.check();
 }
 
 constexpr ScalarType kHalf = ScalarType::kFloat16, kBrain = ScalarType::kBFloat16;
