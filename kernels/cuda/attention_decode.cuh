@@ -260,10 +260,9 @@ __device__ __forceinline__ void attend(const decoder::Attention& attention, cons
 }
 
 /// Warps of a block: as many as static shared memory has room for.
+constexpr int warps_for(int elements) { return elements > 1024 ? 4 : elements > 512 ? 8 : 16; }
 template <int kHeadSize, int kHeads>
-constexpr int kWarpsOf = kHeads * kHeadSize > 1024 ? 4
-                         : kHeads* kHeadSize > 512 ? 8
-                                                   : 16;
+constexpr int kWarpsOf = warps_for(kHeads * kHeadSize);
 
 template <ScalarType kType, int kHeadSize, int kHeads>
 __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
@@ -333,8 +332,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kHeadSize, kHeads>)
       ptx::store_remote(ptx::shared_address(&inbox.totals[part]), owner, sum.total);
     }
   }
-  ptx::arrive_at_cluster();
-  ptx::wait_for_cluster();
+  ptx::meet_all_of_cluster();
   const int h = part * kShare / kHeadSize;
   if (heads.first + h >= heads.each) return;
   for (int i = threadIdx.x; i < kShare; i += 32 * kWarps) {

@@ -131,10 +131,8 @@ __device__ __forceinline__ void wait_for_cluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void meet_all_of_cluster() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+  arrive_at_cluster();
+  wait_for_cluster();
 }
 /// At what is this block's `shared` in block `rank`.
 __device__ __forceinline__ std::uint32_t remote_address(std::uint32_t shared, int rank) {
