@@ -206,7 +206,7 @@ std::vector<TokenEvent> EngineCore::step() {
   // Those that decode now; a prompt that is read in this step has its first token of it.
   std::vector<std::pair<SharedAssignment, std::vector<Sequence*>>> groups;
   for (Sequence& sequence : running_) {
-    if (!sequence.decoding() || sequence.in_flight) continue;
+    if (!sequence.decoding() || sequence.in_flight()) continue;
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& each) { return each.first == sequence.decode; });
     if (group == groups.end()) group = groups.insert(groups.end(), {sequence.decode, {}});
@@ -347,7 +347,6 @@ Flight EngineCore::draw(const at::Tensor& logits, const std::vector<Sequence*>& 
   Flight flight;
   for (const Sequence* const sequence : rows) flight.sequences.push_back(sequence->id);
   flight.drawn = sample_tokens(logits, rows);
-  for (Sequence* const sequence : rows) ++sequence->in_flight;
   if (!stream_) {
     flight.tokens = flight.drawn;
     return flight;
@@ -367,7 +366,6 @@ void EngineCore::land(const Flight& flight, std::vector<TokenEvent>& events) {
     Sequence* const found = running(id);
     if (found == nullptr) continue;  // it ended while this was on its way
     Sequence& sequence = *found;
-    --sequence.in_flight;
     sequence.tokens.push_back(token);
     const std::vector<std::int64_t>& stops = sequence.stop_tokens;
     Finish finish = Finish::kNot;

@@ -34,10 +34,12 @@ struct Sequence {
   SharedAssignment prefill;
   SharedAssignment decode;
   Sampling sampling;
-  std::size_t in_flight = 0;  ///< tokens after those, drawn and not read yet
 
   bool decoding() const { return computed >= prompt; }
-  std::size_t drawn() const { return tokens.size() + in_flight - prompt; }
+  /// Whether the token that the newest pass gives has not been read yet.
+  bool in_flight() const { return decoding() && tokens.size() <= computed; }
+  /// New tokens before the one that the newest pass gives.
+  std::size_t drawn() const { return computed - prompt; }
 };
 
 /// Tokens that the device draws, on their way to the host.
