@@ -20,7 +20,7 @@ struct Avx512 {
   static constexpr int kUnits = 2;
   static constexpr int kLanes = 16;
   static constexpr bool kPairs = false;
-  static constexpr bool kLargeTables = true;
+  static constexpr bool kHalfTables = true;
   static constexpr int kTileW = 4;
   static constexpr int kTileX = 5;
   using Vec = __m512i;
@@ -111,7 +111,7 @@ struct Avx512 {
     }
   }
 
-  /// Up to 4 bits a table is held in registers, by block j % 4.
+  /// Up to 4 bits a table is held in registers, by block j % 4: its bytes in the order of nibbles.
   template <int B>
   struct Table {
     static constexpr int kCount = B > 4 ? 0 : 4;
@@ -121,8 +121,9 @@ struct Avx512 {
 
     explicit ANYPREC_INLINE Table(const std::uint8_t* table) : bytes(table) {
       for (int i = 0; i < kCount; ++i) {
-        low[i] = repeat(table + 32 * i);
-        high[i] = repeat(table + 32 * i + 16);
+        const Vec codes = repeat(kNibbleCodes<B>.bytes[i]);
+        low[i] = _mm512_shuffle_epi8(repeat(table), codes);
+        high[i] = _mm512_shuffle_epi8(repeat(table + 16), codes);
       }
     }
   };
@@ -148,9 +149,46 @@ struct Avx512 {
   }
 
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
-    if (precision <= 4) return arrange_split_table(values, precision, table);
+    if (precision <= 4) {
+      const int count = 1 << precision;
+      const __mmask16 entries = static_cast<__mmask16>((1u << count) - 1);
+      return split_words(_mm256_maskz_loadu_epi16(entries, values), table);
+    }
     for (int i = 0; i < 1 << precision; i += 32)
       _mm512_storeu_si512(table + 2 * i, _mm512_loadu_si512(values + i));
+  }
+
+  /// The 16 entries of a table of up to 4 bits: their low bytes, then their high ones.
+  static ANYPREC_INLINE void split_words(__m256i words, std::uint8_t* table) {
+    const __m256i by_byte = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14,  //
+                                                                      1, 3, 5, 7, 9, 11, 13, 15));
+    const __m256i split = _mm256_shuffle_epi8(words, by_byte);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(table), _mm256_permute4x64_epi64(split, 0xd8));
+  }
+
+  /// The fixed-point table of up to 4 bits.
+  static ANYPREC_INLINE float fixed_small_table(const std::uint16_t* halves, int precision,
+                                                std::uint8_t* table) {
+    const int count = 1 << precision;
+    const __mmask16 entries = static_cast<__mmask16>((1u << count) - 1);
+    const __m256i values = _mm256_maskz_loadu_epi16(entries, halves);
+    const __m256i magnitudes = _mm256_and_si256(values, _mm256_set1_epi16(0x7fff));
+    const float largest = largest_of_eight(
+        _mm_max_epu16(_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256(magnitudes, 1)));
+    const __m512 factor = _mm512_set1_ps(largest > 0 ? kTableSteps / largest : 0.0f);
+    const Vec fixed = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtph_ps(values), factor));
+    split_words(_mm512_cvtepi32_epi16(fixed), table);
+    return largest;
+  }
+
+  /// The largest of eight magnitudes in fp16, or NaN where one is not finite.
+  static ANYPREC_INLINE float largest_of_eight(__m128i magnitudes) {
+    // There is an instruction for the least of eight words.
+    const __m128i ones = _mm_set1_epi16(-1);
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(magnitudes, ones));
+    const __m128i greatest = _mm_xor_si128(least, ones);
+    if (_mm_extract_epi16(greatest, 0) >= 0x7c00) return kNotANumber;
+    return _mm_cvtss_f32(_mm_cvtph_ps(greatest));
   }
 
   /// The largest magnitude of `count` halves (a multiple of 32), or NaN where one is not finite.
@@ -164,12 +202,7 @@ struct Avx512 {
         _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
     const __m128i quarter =
         _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    // There is an instruction for the least of eight words.
-    const __m128i ones = _mm_set1_epi16(-1);
-    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(quarter, ones));
-    const __m128i greatest = _mm_xor_si128(least, ones);
-    if (_mm_extract_epi16(greatest, 0) >= 0x7c00) return kNotANumber;
-    return _mm_cvtss_f32(_mm_cvtph_ps(greatest));
+    return largest_of_eight(quarter);
   }
   static ANYPREC_INLINE Vec fix_sixteen(const std::uint16_t* halves, __m512 factor) {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));

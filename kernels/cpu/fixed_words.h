@@ -16,8 +16,8 @@
 ///                             of 32-bit lanes
 ///   group_scale(first, second)
 ///                             `first` in the first unit's lanes, `second` in the second's
-///   kLargeTables              whether fixed_large_table(halves, precision, table) makes tables of
-///                             more than 4 bits
+///   kHalfTables               whether fixed_small_table and fixed_large_table(halves, precision,
+///                             table) make tables of up to 4 bits and of more from fp16 values
 namespace anyprec::cpu {
 namespace {
 
@@ -119,9 +119,19 @@ struct FixedWords {
     return fixed_padded_table(padded, precision, table);
   }
 
-  static float fixed_half_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
-    if constexpr (S::kLargeTables) {
-      if (precision > 4) return S::fixed_large_table(halves, precision, table);
+  static void fixed_half_tables(const std::uint16_t* halves, int precision, std::int64_t count,
+                                std::uint8_t* tables, float* magnitudes) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      magnitudes[i] = fixed_half_table(halves + (i << precision), precision,
+                                       tables + i * table_bytes(precision));
+    }
+  }
+
+  static ANYPREC_INLINE float fixed_half_table(const std::uint16_t* halves, int precision,
+                                               std::uint8_t* table) {
+    if constexpr (S::kHalfTables) {
+      return precision > 4 ? S::fixed_large_table(halves, precision, table)
+                           : S::fixed_small_table(halves, precision, table);
     }
     float values[1 << kMaxPrecision];
     if (precision == 2) {
@@ -134,51 +144,84 @@ struct FixedWords {
   }
 
   template <int kPrecision, int kRows, bool kGrouped>
-  static void matvec(const PlaneRow& planes, const Tables& tables, const FixedRows& x, float* out) {
+  static void matvec(const PlaneRow& planes, const Tables& tables, const FixedRows& x, int count,
+                     float* out) {
+    PlaneRow row = planes;
+    Tables of_row = tables;
+    for (int n = 0; n < count; ++n) {
+      matvec_row<kPrecision, kRows, kGrouped>(row, of_row, x, out + n);
+      row.data += planes.units * kUnitBytes;
+      of_row.data += tables.groups * table_bytes(kPrecision);
+      of_row.scales += tables.groups;
+    }
+  }
+
+  template <int kPrecision, int kRows, bool kGrouped>
+  static ANYPREC_INLINE void matvec_row(const PlaneRow& planes, const Tables& tables,
+                                        const FixedRows& x, float* out) {
     typename S::Float totals[kRows];
     for (int r = 0; r < kRows; ++r) totals[r] = S::zero();
-    const std::uint8_t* record = x.data;
     const typename S::template Table<kPrecision> table(tables.data);
-    for (std::int64_t u = 0; u < planes.units; u += S::kUnits) {
-      const auto codes = S::template load_codes<kPrecision>(planes, u);
-      typename S::Vec sums[kRows];
-      typename S::Float group_sums[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        sums[r] = S::set_words(kDroppedMean);
-        group_sums[r] = S::zero();
-      }
-      const auto add = [&]<int J>(const StepTables<S, kPrecision, kGrouped>& of,
-                                  const typename S::Vec(&w)[2]) __attribute__((always_inline)) {
-        for (int r = 0; r < kRows; ++r) {
-          const Step& step = *reinterpret_cast<const Step*>(record + r * x.stride);
-          const typename S::Vec dot = S::dot(w[0], w[1], step.values[J][0], step.values[J][1]);
-          if constexpr (kGrouped) {
-            const typename S::Float scale =
-                S::group_scale(tables.scales + of.first_group, tables.scales + of.second_group);
-            group_sums[r] = S::fma(S::to_float(dot), scale, group_sums[r]);
-          } else {
-            sums[r] = S::add_words(sums[r], S::template drop_bits<kDroppedBits>(dot));
-          }
-        }
-      };
-      for_each_pair([&]<int J>() __attribute__((always_inline)) {
-        const StepTables<S, kPrecision, kGrouped> of[2] = {{tables, u, planes.units, J},
-                                                           {tables, u, planes.units, J + 4}};
-        typename S::Vec w[2][2];
-        look_up_pair<S, kPrecision, J, kGrouped>(codes, table, of, w);
-        add.template operator()<J>(of[0], w[0]);
-        add.template operator()<J + 4>(of[1], w[1]);
-      });
-      for (int r = 0; r < kRows; ++r) {
-        const Step& step = *reinterpret_cast<const Step*>(record + r * x.stride);
-        const typename S::Float sum = kGrouped ? group_sums[r] : S::to_float(sums[r]);
-        totals[r] = S::fma(sum, S::load(step.scales), totals[r]);
-      }
+    const std::uint8_t* record = x.data;
+    std::int64_t u = 0;
+    for (; planes.blocks - u * kUnitBlocks > kUnitBlocks / 2; u += S::kUnits) {
+      add_step<kPrecision, kRows, kGrouped, false>(planes, u, tables, table, record, x.stride,
+                                                   totals);
       record += kStepBytes;
+    }
+    if (planes.blocks > u * kUnitBlocks) {
+      add_step<kPrecision, kRows, kGrouped, true>(planes, u, tables, table, record, x.stride,
+                                                  totals);
     }
     for (int r = 0; r < kRows; ++r) {
       const float sum = S::sum(totals[r]);
-      out[r] = kGrouped ? sum / (1 << kDroppedBits) : sum * tables.scales[0];
+      out[r * kRowBatch] = kGrouped ? sum / (1 << kDroppedBits) : sum * tables.scales[0];
+    }
+  }
+
+  /// One step, from unit u on. kShort: of no more than four blocks, those that there are.
+  template <int kPrecision, int kRows, bool kGrouped, bool kShort>
+  static ANYPREC_INLINE void add_step(const PlaneRow& planes, std::int64_t u, const Tables& tables,
+                                      const typename S::template Table<kPrecision>& table,
+                                      const std::uint8_t* record, std::int64_t stride,
+                                      typename S::Float (&totals)[kRows]) {
+    const auto codes = S::template load_codes<kPrecision>(planes, u);
+    const auto step_of = [&](int r) __attribute__((always_inline)) -> const Step& {
+      return *reinterpret_cast<const Step*>(record + r * stride);
+    };
+    typename S::Vec sums[kRows];
+    typename S::Float group_sums[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      sums[r] = S::set_words(kDroppedMean);
+      group_sums[r] = S::zero();
+    }
+    const auto add = [&]<int J>(const StepTables<S, kPrecision, kGrouped>& of,
+                                const typename S::Vec(&w)[2]) __attribute__((always_inline)) {
+      for (int r = 0; r < kRows; ++r) {
+        const Step& step = step_of(r);
+        const typename S::Vec dot = S::dot(w[0], w[1], step.values[J][0], step.values[J][1]);
+        if constexpr (kGrouped) {
+          const typename S::Float scale =
+              S::group_scale(tables.scales + of.first_group, tables.scales + of.second_group);
+          group_sums[r] = S::fma(S::to_float(dot), scale, group_sums[r]);
+        } else {
+          sums[r] = S::add_words(sums[r], S::template drop_bits<kDroppedBits>(dot));
+        }
+      }
+    };
+    const std::int64_t left = planes.blocks - u * kUnitBlocks;
+    for_each_pair([&]<int J>() __attribute__((always_inline)) {
+      if (kShort && J >= left) return;
+      const StepTables<S, kPrecision, kGrouped> of[2] = {{tables, u, planes.units, J},
+                                                         {tables, u, planes.units, J + 4}};
+      typename S::Vec w[2][2];
+      look_up_pair<S, kPrecision, J, kGrouped>(codes, table, of, w);
+      add.template operator()<J>(of[0], w[0]);
+      if constexpr (!kShort) add.template operator()<J + 4>(of[1], w[1]);
+    });
+    for (int r = 0; r < kRows; ++r) {
+      const typename S::Float sum = kGrouped ? group_sums[r] : S::to_float(sums[r]);
+      totals[r] = S::fma(sum, S::load(step_of(r).scales), totals[r]);
     }
   }
 };

@@ -36,15 +36,19 @@ inline constexpr float kSmallestMagnitude = 0x1p-90f;
 inline constexpr int kMatvecRows = 4;
 /// Rows of W that a GEMM tile holds.
 inline constexpr int kTileRows = 12;
+/// The most rows of W that a matvec kernel takes: their tables are made together, since each waits
+/// for itself.
+inline constexpr int kRowBatch = 16;
 
-/// The b planes of one row of W.
+/// The b planes of a row of W, its units one after the other, and of the rows after it.
 struct PlaneRow {
   const std::uint8_t* data;   ///< plane 0, the most significant
   std::int64_t plane_stride;  ///< bytes from one plane to the next
   std::int64_t units;
+  std::int64_t blocks;  ///< that have columns: the last unit may have fewer than kUnitBlocks
 };
 
-/// The tables of one row of W, one a group, table_bytes(b) apart.
+/// The tables of a row of W, one a group, table_bytes(b) apart, and of the rows after it.
 struct Tables {
   const std::uint8_t* data;
   const float* scales;            ///< [G] largest magnitude, for fixed-point tables
@@ -59,9 +63,10 @@ struct FixedRows {
   std::int64_t stride;  ///< bytes between rows
 };
 
-/// out[i] = sum over k of w[k] x[i][k], for the kernel's fixed number of rows of x.
+/// out[i][n] = sum over k of w[n][k] x[i][k], for the kernel's fixed number of rows of x and
+/// `count` rows of W. out: [rows of x, kRowBatch].
 using MatvecKernel = void (*)(const PlaneRow& planes, const Tables& tables, const FixedRows& x,
-                              float* out);
+                              int count, float* out);
 
 /// One step of a row as fp32, in the order of the columns: all its columns are written, padding
 /// too. `unit` is the first unit of the step. `low` is only read by kernels for fp32 tables.
@@ -81,8 +86,10 @@ struct KernelSet {
   /// Makes the fixed-point table of 2^precision values and returns the largest magnitude, or NaN
   /// where a value is not finite (the table is then undefined).
   float (*fixed_table)(const float* values, int precision, std::uint8_t* table);
-  /// The same of values in fp16.
-  float (*fixed_half_table)(const std::uint16_t* halves, int precision, std::uint8_t* table);
+  /// The same of `count` tables, table_bytes(b) apart, whose values are in fp16, and their
+  /// magnitudes.
+  void (*fixed_half_tables)(const std::uint16_t* halves, int precision, std::int64_t count,
+                            std::uint8_t* tables, float* magnitudes);
   /// A table of 2^precision 16-bit patterns.
   void (*bit_table)(const std::uint16_t* values, int precision, std::uint8_t* table);
 

@@ -18,7 +18,7 @@ struct Avx2 {
   static constexpr int kUnits = 1;
   static constexpr int kLanes = 8;
   static constexpr bool kPairs = true;
-  static constexpr bool kLargeTables = false;
+  static constexpr bool kHalfTables = false;
   static constexpr int kTileW = 3;
   static constexpr int kTileX = 4;
   using Vec = __m256i;

@@ -43,8 +43,9 @@ struct Avx512Vbmi : Avx512 {
           low[i] = _mm512_castsi256_si512(load256(bytes));
           high[i] = _mm512_castsi256_si512(load256(bytes + 32));
         } else {
-          low[i] = repeat(bytes + 32 * i);
-          high[i] = repeat(bytes + 32 * i + 16);
+          const Vec codes = repeat(kNibbleCodes<B>.bytes[i]);
+          low[i] = _mm512_shuffle_epi8(repeat(bytes), codes);
+          high[i] = _mm512_shuffle_epi8(repeat(bytes + 16), codes);
         }
       }
     }
@@ -94,6 +95,7 @@ struct Avx512Vbmi : Avx512 {
   }
 
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
+    if (precision <= 4) return Avx512::arrange_table(values, precision, table);
     arrange_split_table(values, precision, table);
   }
 

@@ -68,10 +68,13 @@ float fixed_table(const float* values, int precision, std::uint8_t* table) {
   return largest;
 }
 
-float fixed_half_table(const std::uint16_t* halves, int precision, std::uint8_t* table) {
-  float values[1 << kMaxPrecision];
-  half_to_float_array(halves, 1 << precision, values);
-  return fixed_table(values, precision, table);
+void fixed_half_tables(const std::uint16_t* halves, int precision, std::int64_t count,
+                       std::uint8_t* tables, float* magnitudes) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    float values[1 << kMaxPrecision];
+    half_to_float_array(halves + (i << precision), 1 << precision, values);
+    magnitudes[i] = fixed_table(values, precision, tables + i * table_bytes(precision));
+  }
 }
 
 /// The b-bit codes of one unit.
@@ -100,7 +103,7 @@ const T* table_of(const Tables& tables, std::int64_t group, int precision) {
 }
 
 template <int kPrecision, int kRows, bool kGrouped>
-void matvec(const PlaneRow& planes, const Tables& tables, const FixedRows& x, float* out) {
+void matvec_row(const PlaneRow& planes, const Tables& tables, const FixedRows& x, float* out) {
   float sums[kRows][kUnitBlocks] = {};
   std::uint8_t codes[kUnitColumns];
   for (std::int64_t u = 0; u < planes.units; ++u) {
@@ -122,7 +125,20 @@ void matvec(const PlaneRow& planes, const Tables& tables, const FixedRows& x, fl
   for (int r = 0; r < kRows; ++r) {
     float sum = 0;
     for (int b = 0; b < kUnitBlocks; ++b) sum += sums[r][b];
-    out[r] = kGrouped ? sum : sum * tables.scales[0];
+    out[r * kRowBatch] = kGrouped ? sum : sum * tables.scales[0];
+  }
+}
+
+template <int kPrecision, int kRows, bool kGrouped>
+void matvec(const PlaneRow& planes, const Tables& tables, const FixedRows& x, int count,
+            float* out) {
+  PlaneRow row = planes;
+  Tables of_row = tables;
+  for (int n = 0; n < count; ++n) {
+    matvec_row<kPrecision, kRows, kGrouped>(row, of_row, x, out + n);
+    row.data += planes.units * kUnitBytes;
+    of_row.data += tables.groups * table_bytes(kPrecision);
+    of_row.scales += tables.groups;
   }
 }
 
@@ -208,7 +224,7 @@ const KernelSet& scalar_kernels() {
                                       .fix_step = fix_step,
                                       .half_to_float = half_to_float_array,
                                       .fixed_table = fixed_table,
-                                      .fixed_half_table = fixed_half_table,
+                                      .fixed_half_tables = fixed_half_tables,
                                       .bit_table = bit_table,
                                       .matvec = choose_matvec,
                                       .decode = choose_decode,

@@ -7,7 +7,6 @@ namespace anyprec::cpu {
 namespace {
 
 constexpr std::int64_t kGrainWeights = 65536;  // fewer are not worth another thread
-constexpr int kRowBatch = 8;  // rows whose tables are made together, since each waits for itself
 
 /// One row of W whose tables fixed point cannot hold, in fp32 tables and double sums.
 void multiply_unbounded_row(const Weights& w, const KernelSet& kernels, std::int64_t row,
@@ -50,23 +49,16 @@ void multiply_rows(const Weights& weights, const KernelSet& kernels, const Activ
   const Scratch<float> scales(kRowBatch * groups);
   for (std::int64_t first = begin; first < end; first += kRowBatch) {
     const int count = static_cast<int>(std::min<std::int64_t>(kRowBatch, end - first));
-    bool bounded[kRowBatch];
-    for (int r = 0; r < count; ++r) {
-      bounded[r] = make_fixed_tables(kernels, weights, first + r, tables.data() + r * table_size,
-                                     scales.data() + r * groups);
-    }
-    float results[kMatvecRows][kRowBatch] = {};
-    for (int r = 0; r < count; ++r) {
-      if (!bounded[r]) continue;
-      float out[kMatvecRows];
-      matvec(plane_row(weights, first + r),
-             {tables.data() + r * table_size, scales.data() + r * groups, groups, group_blocks},
-             fixed.rows(), out);
-      for (int i = 0; i < rows; ++i) results[i][r] = out[i];
-    }
+    make_fixed_tables(kernels, weights, first, count, tables.data(), scales.data());
+    float results[kMatvecRows][kRowBatch];
+    matvec(plane_row(weights, first), {tables.data(), scales.data(), groups, group_blocks},
+           fixed.rows(), count, results[0]);
     for (int i = 0; i < rows; ++i) y.store(i, first, results[i], count);
-    for (int r = 0; r < count; ++r) {
-      if (!bounded[r]) multiply_unbounded_row(weights, kernels, first + r, x, y);
+    for (std::int64_t i = 0; i < count * groups; ++i) {
+      if (scales.data()[i] == scales.data()[i]) continue;
+      const std::int64_t row = i / groups;  // not finite: nothing of it counts
+      multiply_unbounded_row(weights, kernels, first + row, x, y);
+      i = (row + 1) * groups - 1;
     }
   }
 }

@@ -20,23 +20,20 @@ void expand(const KernelSet& kernels, const Weights& w, std::int64_t codebook, f
 
 }  // namespace
 
-bool make_fixed_tables(const KernelSet& kernels, const Weights& weights, std::int64_t row,
-                       std::uint8_t* tables, float* scales) {
-  const std::int64_t groups = group_count(weights);
-  const int bytes = table_bytes(weights.precision);
-  for (std::int64_t g = 0; g < groups; ++g) {
-    const std::int64_t codebook = row * groups + g;
-    if (has_half_tables(weights)) {
-      const std::uint16_t* lut = weights.lut + (codebook << weights.precision);
-      scales[g] = kernels.fixed_half_table(lut, weights.precision, tables + g * bytes);
-    } else {
-      float values[kMaxValues];
-      expand(kernels, weights, codebook, values);
-      scales[g] = kernels.fixed_table(values, weights.precision, tables + g * bytes);
-    }
-    if (scales[g] != scales[g]) return false;
+void make_fixed_tables(const KernelSet& kernels, const Weights& weights, std::int64_t row,
+                       std::int64_t count, std::uint8_t* tables, float* scales) {
+  const std::int64_t first = row * group_count(weights);
+  const std::int64_t codebooks = count * group_count(weights);
+  if (has_half_tables(weights)) {
+    return kernels.fixed_half_tables(weights.lut + (first << weights.precision), weights.precision,
+                                     codebooks, tables, scales);
   }
-  return true;
+  const int bytes = table_bytes(weights.precision);
+  for (std::int64_t i = 0; i < codebooks; ++i) {
+    float values[kMaxValues];
+    expand(kernels, weights, first + i, values);
+    scales[i] = kernels.fixed_table(values, weights.precision, tables + i * bytes);
+  }
 }
 
 void make_exact_tables(const KernelSet& kernels, const Weights& weights, std::int64_t row,

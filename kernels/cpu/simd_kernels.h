@@ -245,8 +245,8 @@ DecodeKernel choose_decode(int precision, bool halves, bool grouped) {
   return kChoices[precision - kMinPrecision](halves, grouped);
 }
 
-/// The kernels over S, and those of M <= kMatvecRows over F (fixed_words.h, fixed_bytes.h), which
-/// provides kStepBytes, fix_step, fixed_table, fixed_half_table and
+/// The kernels over S, and those of M <= kMatvecRows over F (fixed_words.h), which
+/// provides kStepBytes, fix_step, fixed_table, fixed_half_tables and
 /// matvec<kPrecision, kRows, kGrouped>.
 template <class S, class F>
 constexpr KernelSet kKernelSet{.step_units = S::kUnits,
@@ -255,7 +255,7 @@ constexpr KernelSet kKernelSet{.step_units = S::kUnits,
                                .fix_step = F::fix_step,
                                .half_to_float = half_to_float,
                                .fixed_table = F::fixed_table,
-                               .fixed_half_table = F::fixed_half_table,
+                               .fixed_half_tables = F::fixed_half_tables,
                                .bit_table = S::arrange_table,
                                .matvec = choose_matvec<F>,
                                .decode = choose_decode<S>,
