@@ -268,6 +268,27 @@ struct Avx512 {
   static ANYPREC_INLINE Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static ANYPREC_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static ANYPREC_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static ANYPREC_INLINE Float set(float v) { return _mm512_set1_ps(v); }
+  static ANYPREC_INLINE Float sums_of(const Float* v) {
+    Float pairs[8], fours[4], eights[2];
+    for (int i = 0; i < 8; ++i) {
+      pairs[i] = add(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44),
+                     _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
+    }
+    for (int i = 0; i < 4; ++i) {
+      fours[i] = add(_mm512_shuffle_f32x4(pairs[2 * i], pairs[2 * i + 1], 0x88),
+                     _mm512_shuffle_f32x4(pairs[2 * i], pairs[2 * i + 1], 0xdd));
+    }
+    for (int i = 0; i < 2; ++i) {
+      eights[i] = add(_mm512_unpacklo_ps(fours[2 * i], fours[2 * i + 1]),
+                      _mm512_unpackhi_ps(fours[2 * i], fours[2 * i + 1]));
+    }
+    // Lane 4 k + j has the sum of v[4 j + k].
+    const Float sums = add(_mm512_shuffle_ps(eights[0], eights[1], 0x44),
+                           _mm512_shuffle_ps(eights[0], eights[1], 0xee));
+    return _mm512_permutexvar_ps(
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), sums);
+  }
   static ANYPREC_INLINE float sum(Float v) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

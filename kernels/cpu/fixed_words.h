@@ -14,6 +14,7 @@
 ///   dot(w0, w1, x0, x1)       w0 x0 + w1 x1, added up in 32-bit lanes
 ///   set_words, add_words, drop_bits<kBits>, to_float
 ///                             of 32-bit lanes
+///   set, mul, sums_of         of floats: sums_of(v) has the sum of v[i]'s lanes in lane i
 ///   group_scale(first, second)
 ///                             `first` in the first unit's lanes, `second` in the second's
 ///   kHalfTables               whether fixed_small_table and fixed_large_table(halves, precision,
@@ -121,7 +122,11 @@ struct FixedWords {
 
   static void fixed_half_tables(const std::uint16_t* halves, int precision, std::int64_t count,
                                 std::uint8_t* tables, float* magnitudes) {
+    const int bytes = 2 << precision;
     for (std::int64_t i = 0; i < count; ++i) {
+      // Values of the tables that are wanted next time: they come from memory.
+      const char* next = reinterpret_cast<const char*>(halves) + (i + count) * bytes;
+      for (int b = 0; b < bytes; b += 64) _mm_prefetch(next + b, _MM_HINT_T0);
       magnitudes[i] = fixed_half_table(halves + (i << precision), precision,
                                        tables + i * table_bytes(precision));
     }
@@ -146,19 +151,30 @@ struct FixedWords {
   template <int kPrecision, int kRows, bool kGrouped>
   static void matvec(const PlaneRow& planes, const Tables& tables, const FixedRows& x, int count,
                      float* out) {
+    typename S::Float totals[kRows][kRowBatch];
     PlaneRow row = planes;
     Tables of_row = tables;
     for (int n = 0; n < count; ++n) {
-      matvec_row<kPrecision, kRows, kGrouped>(row, of_row, x, out + n);
+      matvec_row<kPrecision, kRows, kGrouped>(row, of_row, x, totals[0] + n);
       row.data += planes.units * kUnitBytes;
       of_row.data += tables.groups * table_bytes(kPrecision);
       of_row.scales += tables.groups;
+    }
+    for (int n = count; n < kRowBatch; ++n) {
+      for (int r = 0; r < kRows; ++r) totals[r][n] = S::zero();
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int n = 0; n < kRowBatch; n += kLanes) {
+        const typename S::Float scales =
+            kGrouped ? S::set(1.0f / (1 << kDroppedBits)) : S::load(tables.scales + n);
+        S::store(out + r * kRowBatch + n, S::mul(S::sums_of(totals[r] + n), scales));
+      }
     }
   }
 
   template <int kPrecision, int kRows, bool kGrouped>
   static ANYPREC_INLINE void matvec_row(const PlaneRow& planes, const Tables& tables,
-                                        const FixedRows& x, float* out) {
+                                        const FixedRows& x, typename S::Float* out) {
     typename S::Float totals[kRows];
     for (int r = 0; r < kRows; ++r) totals[r] = S::zero();
     const typename S::template Table<kPrecision> table(tables.data);
@@ -173,10 +189,7 @@ struct FixedWords {
       add_step<kPrecision, kRows, kGrouped, true>(planes, u, tables, table, record, x.stride,
                                                   totals);
     }
-    for (int r = 0; r < kRows; ++r) {
-      const float sum = S::sum(totals[r]);
-      out[r * kRowBatch] = kGrouped ? sum / (1 << kDroppedBits) : sum * tables.scales[0];
-    }
+    for (int r = 0; r < kRows; ++r) out[r * kRowBatch] = totals[r];
   }
 
   /// One step, from unit u on. kShort: of no more than four blocks, those that there are.

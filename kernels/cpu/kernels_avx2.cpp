@@ -229,6 +229,17 @@ struct Avx2 {
   static ANYPREC_INLINE Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static ANYPREC_INLINE Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static ANYPREC_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static ANYPREC_INLINE Float set(float v) { return _mm256_set1_ps(v); }
+  static ANYPREC_INLINE Float sums_of(const Float* v) {
+    Float pairs[4];  // the sums of two in the two halves
+    for (int i = 0; i < 4; ++i) {
+      pairs[i] = add(_mm256_permute2f128_ps(v[2 * i], v[2 * i + 1], 0x20),
+                     _mm256_permute2f128_ps(v[2 * i], v[2 * i + 1], 0x31));
+    }
+    const Float sums =
+        _mm256_hadd_ps(_mm256_hadd_ps(pairs[0], pairs[1]), _mm256_hadd_ps(pairs[2], pairs[3]));
+    return _mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
   static ANYPREC_INLINE float sum(Float v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
