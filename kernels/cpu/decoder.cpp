@@ -178,10 +178,10 @@ void attention(const decoder::Attention& attention, const Executor& executor, Is
     }
   }
   const DecoderKernels& kernels = decoder_kernels(isa);
-  // A few keys (some 20 microseconds of work) are not worth waking threads. Later rows see more
+  // A few keys (some 5 microseconds of work) are not worth waking threads. Later rows see more
   // keys: first and last parts take turns, so that any run of parts is about as much work.
   executor.parallel_for(
-      count, work < 12 * kGrainElements ? count : 1, [&](std::int64_t begin, std::int64_t end) {
+      count, work < 3 * kGrainElements ? count : 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
           kernels.attention(attention, parts[i % 2 == 0 ? i / 2 : count - 1 - i / 2]);
         }

@@ -168,12 +168,12 @@ struct AttentionTile {
   std::vector<float> out;      ///< [queries, padded]
   std::vector<float> largest;  ///< [queries]
   std::vector<float> total;    ///< [queries]
-  std::vector<float> keys;     ///< [16, padded], where the cache has another type
+  std::vector<float> keys;     ///< [16, padded], where the cache's rows are not that already
   std::vector<float> values;   ///< likewise
   const float* key_rows[kLanes];
   const float* value_rows[kLanes];
 
-  AttentionTile(int count, int size)
+  AttentionTile(int count, int size, bool copies)
       : queries(count), padded((size + kLanes - 1) / kLanes * kLanes) {
     const std::size_t rows = static_cast<std::size_t>(count);
     const std::size_t width = static_cast<std::size_t>(padded);
@@ -181,6 +181,7 @@ struct AttentionTile {
     out.resize(rows * width);
     largest.assign(rows, -std::numeric_limits<float>::infinity());
     total.resize(rows);
+    if (!copies) return;
     keys.resize(kLanes * width);
     values.resize(kLanes * width);
   }
@@ -235,14 +236,19 @@ struct AttentionTile {
   }
 };
 
-/// `size` elements of a cache in fp32, `padded` by zeros: in place where they are that already,
-/// else in `room`.
+/// Whether rows of `size` elements are fp32 that whole vectors cover.
 template <ScalarType kType>
-inline const float* row_of(const void* cache, std::int64_t first, int size, int padded,
-                           float* room) {
+constexpr bool lies_ready(int size) {
+  return kType == ScalarType::kFloat32 && size % kLanes == 0;
+}
+
+/// `size` elements of a cache in fp32, padded by zeros to whole vectors: in place where they are
+/// that already, else in `room`.
+template <ScalarType kType>
+inline const float* row_of(const void* cache, std::int64_t first, int size, float* room) {
   const void* const from = element<kType>(cache, first);
   if constexpr (kType == ScalarType::kFloat32) {
-    if (size == padded) return static_cast<const float*>(from);
+    if (lies_ready<kType>(size)) return static_cast<const float*>(from);
   }
   for (int d = 0; d < size; d += kLanes) {
     store<ScalarType::kFloat32>(room, d, kLanes, load<kType>(from, d, size - d));
@@ -284,7 +290,7 @@ void attend(const decoder::Attention& attention, const AttentionPart& part) {
   const int block_size = attention.cache.block_size;
   const std::int32_t* const blocks =
       attention.block_table + static_cast<std::int64_t>(part.sequence) * attention.max_blocks;
-  AttentionTile tile(queries.count(), size);
+  AttentionTile tile(queries.count(), size, !lies_ready<kType>(size));
   for (int query = 0; query < tile.queries; ++query) {
     for (int d = 0; d < size; d += kLanes) {
       store<ScalarType::kFloat32>(
@@ -305,10 +311,10 @@ void attend(const decoder::Attention& attention, const AttentionPart& part) {
           static_cast<std::int64_t>(blocks[position / block_size]) * block_size +
           position % block_size;
       const std::int64_t at = (slot * attention.cache.heads + part.head) * size;
-      tile.key_rows[j] = row_of<kType>(attention.key_cache, at, size, tile.padded,
-                                       tile.keys.data() + j * tile.padded);
-      tile.value_rows[j] = row_of<kType>(attention.value_cache, at, size, tile.padded,
-                                         tile.values.data() + j * tile.padded);
+      tile.key_rows[j] =
+          row_of<kType>(attention.key_cache, at, size, tile.keys.data() + j * tile.padded);
+      tile.value_rows[j] =
+          row_of<kType>(attention.value_cache, at, size, tile.values.data() + j * tile.padded);
     }
     for (int query = 0; query < tile.queries; ++query) {
       const std::int64_t position = part.begin + query / queries.group + shift;

@@ -7,6 +7,9 @@
 namespace anyprec::cpu {
 namespace {
 
+// How far ahead of themselves channels are fetched.
+constexpr int kPrefetchChannels = 8;
+
 // kRows rows of x from `row` on, kChannels channels from `n` on. Each pair has a sum of its own,
 // made in the same order whatever kRows and kChannels are.
 template <ScalarType kType, int kRows, int kChannels>
@@ -23,6 +26,7 @@ void dense_tile(const DenseProduct& product, std::int64_t row, std::int64_t n) {
     }
     for (int c = 0; c < kChannels; ++c) {
       const Vec w = load<kType>(weight + c * k, i, k - i);
+      __builtin_prefetch(weight + (c + kPrefetchChannels) * k + i);
       for (int r = 0; r < kRows; ++r) sums[r][c] += activations[r] * w;
     }
   }

@@ -71,9 +71,12 @@ void multiply_few(std::span<const Product> products, const KernelSet& kernels, c
   for (const Product& product : products) all_rows += product.weights.out_features;
   if (all_rows == 0) return;
   const FixedActivations fixed(kernels, x);
-  const std::int64_t grain =
-      std::max<std::int64_t>(1, kGrainWeights / std::max<std::int64_t>(1, x.columns));
-  executor.parallel_for(all_rows, grain, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t batch_weights = kRowBatch * std::max<std::int64_t>(1, x.columns);
+  const std::int64_t grain = std::max<std::int64_t>(1, kGrainWeights / batch_weights);
+  const std::int64_t batches = (all_rows + kRowBatch - 1) / kRowBatch;
+  executor.parallel_for(batches, grain, [&](std::int64_t first_batch, std::int64_t last_batch) {
+    const std::int64_t begin = first_batch * kRowBatch;
+    const std::int64_t end = std::min(last_batch * kRowBatch, all_rows);
     std::int64_t before = 0;  // rows of the products that came already
     for (const Product& product : products) {
       const std::int64_t rows = product.weights.out_features;
