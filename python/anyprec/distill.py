@@ -34,6 +34,8 @@ _BETAS = (0.9, 0.95)
 _WARM_UP = 10
 # Looks at the held-out text in the course of a run.
 _LOOKS = 6
+# Held-out tokens in a pass on a GPU: what launches its kernels takes as long for a few as for many.
+_GPU_TOKENS = 16384
 
 
 class DistillError(ValueError):
@@ -187,7 +189,8 @@ def held_out_kl(student: nn.Module, teacher: Teacher, codebooks: TrainableCodebo
     codebooks.refresh()
     head = output_head(student)
     windows = teacher.held_out
-    batch = 8 if student.device.type == "cuda" else 1
+    on_gpu = student.device.type == "cuda"
+    batch = max(1, _GPU_TOKENS // windows.ids.shape[1]) if on_gpu else 1
     totals = []
     for at in range(0, len(windows), batch):
         ids, wanted = windows.batch(range(at, min(at + batch, len(windows))))

@@ -252,6 +252,7 @@ class _Run:
             linears=[linear.name for linear in self.linears],
             calibration=self.request.calibration_record(),
             hessians=self.options.recipe.hessians,
+            **self.options.recipe.sums_record(),
             loss_scale=LOSS_SCALE,
             torch=torch.__version__,
             producer=PRODUCER,
@@ -272,14 +273,16 @@ class _Run:
             self.report.line("calibration: done already, taken from the work directory")
             return
         tokens, device = self.request.tokens, self.request.device
+        recipe = self.options.recipe
+        ids = np.tile(tokens.ids, (recipe.passes, 1))
         plan = _memory_plan(self.source, missing, self.options)
         self.report.line(
-            f"calibration: {tokens.ids.shape[0]} x {tokens.ids.shape[1]} tokens of "
-            f"{tokens.dataset}, {dtype_name(self.request.calibration_dtype)} on {device}, {plan}"
+            f"calibration: {ids.shape[0]} x {ids.shape[1]} tokens of {tokens.dataset}, "
+            f"{dtype_name(self.request.calibration_dtype)} on {device}, {plan}"
         )
         by_name = {linear.name: linear for linear in missing}
         losses: list[float] = []
-        title, total = "calibrate", steps(plan, len(tokens.ids))
+        title, total = "calibrate", steps(plan, len(ids))
         if not self.keeps_sums:
             title, total = "calibrate and fit", total + len(missing)
         with self.report.stage(title, total) as step:
@@ -294,11 +297,12 @@ class _Run:
             calibrate(
                 self.source.model,
                 list(by_name),
-                tokens.ids,
+                ids,
                 on_sums,
                 device=device,
                 dtype=self.request.calibration_dtype,
-                hessians=self.options.recipe.hessians,
+                hessians=recipe.hessians,
+                labels=recipe.labels,
                 plan=plan,
                 scratch=work.path / "scratch",
                 borders=_Borders(work, key) if self.keeps_sums else None,
@@ -539,7 +543,7 @@ def _memory_plan(source: Source, linears: Sequence[Linear], options: Options) ->
     return make_plan(
         source.model,
         [linear.name for linear in linears],
-        (options.num_examples, options.seq_len),
+        (options.recipe.passes * options.num_examples, options.seq_len),
         device=device,
         dtype=calibration_dtype(source, options, device),
         hessians=options.recipe.hessians,

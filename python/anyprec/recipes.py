@@ -26,6 +26,9 @@ DEFAULT_RECIPE = "fast"
 # What an error in a row of weights costs: e^T H e with the guided Hessian, with the diagonal of the
 # sensitivities' sum over rows, or with the identity.
 METRICS = ("guided", "fisher", "plain")
+# What calibration's loss takes for the next tokens: those of the text, or ones drawn from the
+# model's own predictions.
+LABELS = ("text", "model")
 # What codes of binary coding begin with (torch.ops.anyprec.binary_codes).
 BINARY_STARTS = ("range", "greedy")
 
@@ -92,8 +95,10 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe; `load_recipe` reads one. metric: one of METRICS, for what refit and descent
-    minimize; binary_start: one of BINARY_STARTS, of no account to other codebooks."""
+    """One recipe; `load_recipe` reads one. labels, passes: of calibration, which goes so many times
+    over its text, labels one of LABELS (several passes where each draws labels of its own).
+    metric: one of METRICS, for what refit and descent minimize; binary_start: one of BINARY_STARTS,
+    of no account to other codebooks."""
 
     name: str
     refit: bool
@@ -102,6 +107,8 @@ class Recipe:
     distillation: Distillation | None = None
     metric: str = "guided"
     binary_start: str = "range"
+    labels: str = "text"
+    passes: int = 1
 
     def __post_init__(self) -> None:
         for name in ("name", "description"):
@@ -111,11 +118,17 @@ class Recipe:
             raise RecipeError("name: found '', wanted some text")
         if not isinstance(self.refit, bool):
             raise RecipeError(f"refit: found {self.refit!r}, wanted true or false")
-        for name, choices in (("metric", METRICS), ("binary_start", BINARY_STARTS)):
+        choices_of = {"metric": METRICS, "binary_start": BINARY_STARTS, "labels": LABELS}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise RecipeError(
                     f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
                 )
+        _check_integer("passes", self.passes, 1)
+        if self.passes > 1 and self.labels == "text":
+            raise RecipeError(
+                f"passes: found {self.passes} over labels of the text, which are the same in each"
+            )
         if self.metric != "guided" and not self.refit:
             raise RecipeError(f"metric: found {self.metric!r} where refit is false")
         if self.descent is not None and not self.refit:
@@ -148,6 +161,10 @@ class Recipe:
                     f"{', '.join(map(str, precisions))}"
                 )
 
+    def sums_record(self) -> dict[str, Any]:
+        """What determines the sums over calibration text (JSON values)."""
+        return {"labels": self.labels, "passes": self.passes}
+
     def fit_record(self) -> dict[str, Any]:
         """What determines the fit of one linear (JSON values)."""
         return {
@@ -162,7 +179,12 @@ class Recipe:
         distillation = _json(self.distillation)
         if distillation is not None and distillation["dataset"] is not None:
             distillation["dataset"] = Path(distillation["dataset"]).name
-        return {"name": self.name, **self.fit_record(), "distillation": distillation}
+        return {
+            "name": self.name,
+            **self.sums_record(),
+            **self.fit_record(),
+            "distillation": distillation,
+        }
 
 
 def taus_of(descent: Descent | None, precisions: Sequence[int]) -> list[float]:
