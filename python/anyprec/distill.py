@@ -26,10 +26,10 @@ from anyprec.table_linear import Codebooks, TrainableCodebooks
 from anyprec.teacher import Teacher
 from anyprec.training import frozen, fused_norms, matmul_precision
 
-# Of the standard deviation of a row's weights, by precision: the fastest that are stable. Full
-# tables, and hybrids, whose few coefficients move many values each.
-LEARNING_RATES = {2: 1e-2, 3: 3e-3, 4: 5e-4, 5: 3e-4, 6: 2e-4, 7: 1e-4, 8: 1e-4}
-HYBRID_LEARNING_RATES = LEARNING_RATES | {4: 1e-3, 5: 5e-4}
+# Of the standard deviation of a row's weights, by precision: those that lead furthest in some
+# hundred steps. Tables and hybrids; binary coding, whose few scales move many weights each.
+LEARNING_RATES = {2: 1e-2, 3: 3e-3, 4: 1e-3, 5: 6e-4, 6: 2e-4, 7: 1e-4, 8: 1e-4}
+BINARY_LEARNING_RATES = LEARNING_RATES | {2: 5e-3}
 _BETAS = (0.9, 0.95)
 _WARM_UP = 10
 # Looks at the held-out text in the course of a run.
@@ -83,8 +83,8 @@ class Outcome:
 
 
 def default_learning_rate(precision: int, lut_bits: int) -> float:
-    """lut_bits: of the checkpoint's codebook, 8 for full tables."""
-    return (LEARNING_RATES if lut_bits == 8 else HYBRID_LEARNING_RATES)[precision]
+    """lut_bits: of the checkpoint's codebook, 0 for binary coding."""
+    return (BINARY_LEARNING_RATES if lut_bits == 0 else LEARNING_RATES)[precision]
 
 
 def distill(

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from anyprec.rewrite import rewrite_checkpoint
 from anyprec.sizes import precision_sizes
 from anyprec.source import Source, describe_source, dtype_name, load_source, source_of
 from anyprec.summary import LinearResult, Summary
-from anyprec.tree import build_tree, planes_of, to_host
+from anyprec.tree import Tree, build_tree, planes_of, to_host
 from anyprec.work import Piece, WorkDirectory, key_of
 
 # Threads that hash pieces and write or read them beside a GPU's work.
@@ -454,7 +455,7 @@ def _fit(
         codes, luts, alphas = tree.codes, tree.luts, {}
         errors, energy = tree.errors, tree.energy
     else:
-        start = None if tree is None else tree.codes
+        start = None if tree is None else _starts(name, weight, s, tree, options, pool)
         hessian = hessian_for(sums, options.recipe)
         fit = fit_to_hessian(weight.float(), start, hessian, options, device)
         codes, luts, alphas = fit.codes, fit.luts, fit.alphas
@@ -464,6 +465,24 @@ def _fit(
         for b, values in codebooks.items():
             tensors[f"{kind}.{b}"] = to_host(_as_fp16(f"{name}.{kind}.{b}", values))
     return tensors, errors, energy
+
+
+def _starts(
+    name: str,
+    weight: torch.Tensor,
+    s: torch.Tensor,
+    tree: Tree,
+    options: Options,
+    pool: Any,
+) -> torch.Tensor:
+    """The codes that descent begins with: uint8 [N, K], or [S, N, K] where there are several."""
+    seeds = options.recipe.further_seeds(options.precisions, options.seed_precision)
+    if not seeds:
+        return tree.codes
+    others = [
+        build_tree(name, weight, s, replace(options, seed_precision=seed), pool) for seed in seeds
+    ]
+    return torch.stack([each.codes for each in (tree, *others)])
 
 
 def _as_fp16(name: str, values: torch.Tensor) -> torch.Tensor:

@@ -43,16 +43,23 @@ class Descent:
 
     taus: the weight of each precision's energy in the sum that is minimized, positive. rounds: of
     {one sweep over all columns, refit}. child_sweeps: over each bit beyond the widest of them.
+    seeds: further seed precisions; there is a descent from the clusters of each of them too, and a
+    row keeps what has the least sum.
     """
 
     taus: dict[int, float]
     rounds: int
     child_sweeps: int
+    seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_by_precision("descent.taus", self.taus)
         _check_integer("descent.rounds", self.rounds, 1)
         _check_integer("descent.child_sweeps", self.child_sweeps, 0)
+        if not isinstance(self.seeds, (list, tuple)):
+            raise RecipeError(f"descent.seeds: found {self.seeds!r}, wanted a list of precisions")
+        if not all(seed in range(2, 9) for seed in self.seeds):
+            raise RecipeError(f"descent.seeds: found {self.seeds!r}, wanted precisions of 2 to 8")
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,11 @@ class Recipe:
     def taus(self, precisions: Sequence[int]) -> list[float]:
         """The weight of each precision in the joint descent, 0 for one that takes no part."""
         return taus_of(self.descent, precisions)
+
+    def further_seeds(self, precisions: Sequence[int], seed: int) -> list[int]:
+        """Those of `precisions` whose clusters are descended from beside those of `seed`."""
+        wanted = self.descent.seeds if self.descent else ()
+        return [b for b in precisions if b in wanted and b != seed]
 
     def distilled(self, precisions: Sequence[int]) -> list[int]:
         """Those of `precisions` whose codebooks are distilled."""
