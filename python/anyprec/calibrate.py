@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyprec.blocks import Blocks
 from anyprec.calibration_plan import Plan
 from anyprec.determinism import deterministic
 from anyprec.hidden_states import HiddenStates
 from anyprec.placement import on_device
+from anyprec.recording import Replayed
 from anyprec.segments import SegmentedModel, blocks_of, outside_modules
 from anyprec.training import frozen, matmul_precision
 from anyprec.tying import untied
@@ -95,6 +97,7 @@ def calibrate(
     device: torch.device,
     dtype: torch.dtype,
     hessians: bool = False,
+    labels: str = "text",
     plan: Plan | None = None,
     scratch: Path | None = None,
     borders: Borders | None = None,
@@ -104,11 +107,14 @@ def calibrate(
     """Sums squared gradients, and guided Hessians, of the loss for chosen linear layers.
 
     For each sequence t the loss L_t is the mean over its positions of the next-token cross-entropy
-    (fp32), times LOSS_SCALE. A weight that the forward pass uses several times has the gradient of
-    all its uses. The model is run as `plan` says (`calibration_plan.make_plan`; None: in one pass):
-    in segments from the last to the first, where every segment but the last first runs forward to
-    leave its hidden states, and then forward and backward from the gradient that the segment behind
-    it left. The sums are those of one pass.
+    (fp32), times LOSS_SCALE. With labels "model" (recipes.LABELS) the next tokens are drawn from
+    the model's own predictions instead: sums are then of the Fisher information itself, the second
+    derivative of the KL divergence from the model, where the text's tokens give the empirical one.
+    A weight that the forward pass uses several times has the gradient of all its uses. The model is
+    run as `plan` says (`calibration_plan.make_plan`; None: in one pass): in segments from the last
+    to the first, where every segment but the last first runs forward to leave its hidden states,
+    and then forward and backward from the gradient that the segment behind it left. The sums are
+    those of one pass.
 
     model: any causal LM that returns `.logits`; it is put in eval mode, otherwise it is as before
     when this is done. names: modules whose `.weight` counts; that of an output head which is tied
@@ -120,13 +126,16 @@ def calibrate(
     sequence's loss, which is unscaled, on_step() after each sequence in each segment and direction
     (`steps` says how many).
 
-    Deterministic on one device and number of threads. Raises CalibrationError when a sum is not
-    finite or a weight took no part in the loss, SegmentError when the model cannot be run in
+    On a GPU a single pass goes by a CUDA graph from the second sequence on, where the model can be
+    captured. Deterministic on one device and number of threads. Raises CalibrationError when a sum
+    is not finite or a weight took no part in the loss, SegmentError when the model cannot be run in
     segments.
     """
     model.eval()
     with untied(model, names):
-        run = _Calibration(model, names, tokens, on_sums, device, dtype, hessians, plan, scratch)
+        run = _Calibration(
+            model, names, tokens, on_sums, device, dtype, hessians, labels, plan, scratch
+        )
         run.on_sequence = on_sequence or run.on_sequence
         run.on_step = on_step or run.on_step
         run.borders = borders
@@ -157,12 +166,13 @@ class _Calibration:
         device: torch.device,
         dtype: torch.dtype,
         hessians: bool,
+        labels: str,
         plan: Plan | None,
         scratch: Path | None,
     ) -> None:
         self.model, self.names, self.tokens = model, list(names), tokens
         self.on_sums, self.device, self.dtype = on_sums, device, dtype
-        self.hessians, self.scratch = hessians, scratch
+        self.hessians, self.labels, self.scratch = hessians, labels, scratch
         self.own = next(model.parameters()).dtype
         self.stem, blocks = blocks_of(model)
         self.segments = plan.segments if plan else ((0, len(blocks)),)
@@ -174,6 +184,7 @@ class _Calibration:
         self.borders: Borders | None = None
 
     def calibrate(self, strict: bool) -> None:
+        self.numbers = torch.Generator(self.device).manual_seed(0)  # of labels that are drawn
         states: dict[int, HiddenStates] = {}
         always = list(self.model.modules()) if self.resident else self._outside()
         try:
@@ -224,7 +235,6 @@ class _Calibration:
         self, index: int, names: list[str], states: dict[int, HiddenStates], strict: bool
     ) -> None:
         """The sums of one segment; leaves the gradient for the one before in its states."""
-        first, last = self.segments[index]
         weights = {name: self.model.get_submodule(name).weight for name in names}
         sums = _Accumulator(self.hessians)
         with (
@@ -232,19 +242,13 @@ class _Calibration:
             _only_trainable(self.model, weights.values()),
             sums.observing(self.model, weights),
         ):
-            for t in range(len(self.tokens)):
-                hidden = None
-                if index:
-                    hidden = states[index][t].to(self.device, copy=True).requires_grad_()
-                with deterministic(self.device, strict):
-                    output = self.runner.run(self._ids(t), first, last, hidden)
-                    if index == len(self.segments) - 1:
-                        self._backward_from_loss(t, output)
-                    else:
-                        output.backward(states[index + 1][t].to(self.device))
-                if hidden is not None:
-                    states[index][t] = hidden.grad
-                self.on_step()
+            if len(self.segments) == 1 and self.device.type == "cuda":
+                self._one_pass(strict)
+            else:
+                for t in range(len(self.tokens)):
+                    with deterministic(self.device, strict):
+                        self._sequence(index, t, states)
+                    self.on_step()
             if index + 1 in states:
                 states.pop(index + 1).close()
         for position, name in enumerate(names):
@@ -252,12 +256,45 @@ class _Calibration:
             shared = any(weights[other] is weights[name] for other in later)
             self.on_sums(name, sums.taken(name, weights[name], drop=not shared))
 
-    def _backward_from_loss(self, t: int, logits: Tensor) -> None:
-        ids = self._ids(t)
-        loss = F.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
+    def _sequence(self, index: int, t: int, states: dict[int, HiddenStates]) -> None:
+        """Adds one sequence's part to the sums of a segment."""
+        first, last = self.segments[index]
+        hidden = None
+        if index:
+            hidden = states[index][t].to(self.device, copy=True).requires_grad_()
+        output = self.runner.run(self._ids(t), first, last, hidden)
+        if index == len(self.segments) - 1:
+            loss = self._backward_from_loss(self._ids(t), output, self.numbers)
+            self.runner.check_chain()
+            self.on_sequence(t, loss.item())
+        else:
+            output.backward(states[index + 1][t].to(self.device))
+        if hidden is not None:
+            states[index][t] = hidden.grad
+
+    def _one_pass(self, strict: bool) -> None:
+        """All sequences through the one segment that there is, on a GPU."""
+
+        def gradients(ids: Tensor, numbers: torch.Generator) -> Tensor:
+            logits = self.runner.run(ids, *self.segments[0], None)
+            return self._backward_from_loss(ids, logits, numbers)
+
+        masks = Blocks(self.model, self.names)
+        replayed = Replayed(gradients, self.device, masks, self.numbers)
+        with masks.attached():
+            for t in range(len(self.tokens)):
+                with deterministic(self.device, strict):
+                    loss = replayed(self._ids(t))
+                self.on_sequence(t, loss.item())
+                self.on_step()
+
+    def _backward_from_loss(self, ids: Tensor, logits: Tensor, numbers: torch.Generator) -> Tensor:
+        """Returns the loss, unscaled, detached."""
+        logits = logits[0, :-1].float()
+        wanted = ids[0, 1:] if self.labels == "text" else drawn(logits.detach(), numbers)
+        loss = F.cross_entropy(logits, wanted)
         (loss * LOSS_SCALE).backward()
-        self.runner.check_chain()
-        self.on_sequence(t, loss.item())
+        return loss.detach()
 
     def _ids(self, t: int) -> Tensor:
         row = np.asarray(self.tokens[t], dtype=np.int64)
@@ -321,6 +358,16 @@ class _Calibration:
             if first <= block < last or (block == outside and index in (0, len(self.segments) - 1)):
                 chosen.append(name)
         return chosen
+
+
+def drawn(logits: Tensor, numbers: torch.Generator) -> Tensor:
+    """A token for each row of logits [rows, V], by its probability there.
+
+    Of exponential variates with these probabilities for their rates, the least one is that of a
+    token with just the token's probability.
+    """
+    waits = torch.empty_like(logits).exponential_(generator=numbers)
+    return (logits - waits.log_()).argmax(1)
 
 
 class _Accumulator:

@@ -26,14 +26,16 @@ from anyprec.table_linear import Codebooks, TrainableCodebooks
 from anyprec.teacher import Teacher
 from anyprec.training import frozen, fused_norms, matmul_precision
 
-# Of the standard deviation of a row's weights, by precision: the fastest that are stable. Full
-# tables, and hybrids, whose few coefficients move many values each.
-LEARNING_RATES = {2: 1e-2, 3: 3e-3, 4: 5e-4, 5: 3e-4, 6: 2e-4, 7: 1e-4, 8: 1e-4}
-HYBRID_LEARNING_RATES = LEARNING_RATES | {4: 1e-3, 5: 5e-4}
+# Of the standard deviation of a row's weights, by precision: those that lead furthest in some
+# hundred steps. Tables and hybrids; binary coding, whose few scales move many weights each.
+LEARNING_RATES = {2: 1e-2, 3: 3e-3, 4: 1e-3, 5: 6e-4, 6: 2e-4, 7: 1e-4, 8: 1e-4}
+BINARY_LEARNING_RATES = LEARNING_RATES | {2: 5e-3}
 _BETAS = (0.9, 0.95)
 _WARM_UP = 10
 # Looks at the held-out text in the course of a run.
 _LOOKS = 6
+# Held-out tokens in a pass on a GPU: what launches its kernels takes as long for a few as for many.
+_GPU_TOKENS = 16384
 
 
 class DistillError(ValueError):
@@ -81,8 +83,8 @@ class Outcome:
 
 
 def default_learning_rate(precision: int, lut_bits: int) -> float:
-    """lut_bits: of the checkpoint's codebook, 8 for full tables."""
-    return (LEARNING_RATES if lut_bits == 8 else HYBRID_LEARNING_RATES)[precision]
+    """lut_bits: of the checkpoint's codebook, 0 for binary coding."""
+    return (BINARY_LEARNING_RATES if lut_bits == 0 else LEARNING_RATES)[precision]
 
 
 def distill(
@@ -187,7 +189,8 @@ def held_out_kl(student: nn.Module, teacher: Teacher, codebooks: TrainableCodebo
     codebooks.refresh()
     head = output_head(student)
     windows = teacher.held_out
-    batch = 8 if student.device.type == "cuda" else 1
+    on_gpu = student.device.type == "cuda"
+    batch = max(1, _GPU_TOKENS // windows.ids.shape[1]) if on_gpu else 1
     totals = []
     for at in range(0, len(windows), batch):
         ids, wanted = windows.batch(range(at, min(at + batch, len(windows))))

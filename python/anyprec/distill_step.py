@@ -13,6 +13,7 @@ from anyprec.blocks import Blocks
 from anyprec.determinism import deterministic
 from anyprec.divergence import kl_backward
 from anyprec.output_head import last_hidden, output_head
+from anyprec.recording import CaptureError, Recording
 from anyprec.table_linear import TrainableCodebooks
 from anyprec.teacher import Teacher
 from anyprec.training import mixed_precision
@@ -63,12 +64,14 @@ class DistillStep:
         self._device = student.device
         self._ids, self._wanted = teacher.training.batch(range(1))
         self._strict = True
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._recording: Recording | None = None
         self._loss: Tensor | None = None
         on_gpu = self._device.type == "cuda"
         self._at_once = batch_size if on_gpu else 1
         if autocast is torch.float16:
             self._settle_half()
+        elif on_gpu:
+            self._run()  # whatever is made once
         if on_gpu:
             taken = self._activations() * batch_size
             fits = taken <= _ACTIVATIONS_SHARE * self._free()
@@ -95,10 +98,10 @@ class DistillStep:
         where that is a graph.
         """
         self._teacher.training.load(rows, self._ids, self._wanted)
-        if self._graph is None:
+        if self._recording is None:
             loss = self._run()
         else:
-            self._graph.replay()
+            self._recording.replay()
             loss = self._loss
         if self._autocast is torch.float16:
             torch.nan_to_num_(self._codebooks.offset.grad, nan=0.0, posinf=0.0, neginf=0.0)
@@ -147,10 +150,9 @@ class DistillStep:
         self._autocast, self._scale = torch.bfloat16, 1.0
 
     def _activations(self) -> int:
-        """Bytes that a pass over one sequence takes beside what is there."""
+        """Bytes that a pass over one sequence takes beside what is there; not for the first one."""
         gc.collect()  # the graph of the precision before has its own pool
         torch.cuda.empty_cache()
-        self._run()  # whatever is made once
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
@@ -164,23 +166,14 @@ class DistillStep:
         return torch.cuda.mem_get_info(self._device)[0]
 
     def _capture(self) -> None:
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self._run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        torch.cuda.synchronize(self._device)
-        torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
+        recording = Recording(self._device, self._blocks)
+        with recording.beside():
+            self._run()
         try:
-            with self._blocks.captured(), torch.cuda.graph(graph):
-                self._loss = self._run()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+            self._loss = recording.capture(self._run)
+        except CaptureError as error:
             raise StepError(
                 f"{type(self._student).__name__}: a step cannot be captured into a CUDA graph "
-                f"({str(error).splitlines()[0]}); distil without one (--no-cuda-graph)"
+                f"({error}); distil without one (--no-cuda-graph)"
             ) from error
-        self._graph = graph
+        self._recording = recording

@@ -69,9 +69,9 @@ def fit_to_hessian(
 ) -> HessianFit:
     """Fits one linear on a device (torch.ops.anyprec.fit); the results are there too.
 
-    weight: fp32 [N, K]. codes: uint8 [N, K] at the parent precision, to begin with; None for binary
-    coding, whose planes do not follow clusters (torch.ops.anyprec.binary_codes). hessian: fp32
-    [K, K], not damped.
+    weight: fp32 [N, K]. codes: uint8 [N, K] at the parent precision, to begin with, or several of
+    them, [S, N, K]; None for binary coding, whose planes do not follow clusters
+    (torch.ops.anyprec.binary_codes). hessian: fp32 [K, K], not damped.
     """
     precisions = list(options.precisions)
     descent = options.recipe.descent if options.recipe.refit else _diagonal_descent(precisions)

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from anyprec.rewrite import rewrite_checkpoint
 from anyprec.sizes import precision_sizes
 from anyprec.source import Source, describe_source, dtype_name, load_source, source_of
 from anyprec.summary import LinearResult, Summary
-from anyprec.tree import build_tree, planes_of, to_host
+from anyprec.tree import Tree, build_tree, planes_of, to_host
 from anyprec.work import Piece, WorkDirectory, key_of
 
 # Threads that hash pieces and write or read them beside a GPU's work.
@@ -252,6 +253,7 @@ class _Run:
             linears=[linear.name for linear in self.linears],
             calibration=self.request.calibration_record(),
             hessians=self.options.recipe.hessians,
+            **self.options.recipe.sums_record(),
             loss_scale=LOSS_SCALE,
             torch=torch.__version__,
             producer=PRODUCER,
@@ -272,14 +274,16 @@ class _Run:
             self.report.line("calibration: done already, taken from the work directory")
             return
         tokens, device = self.request.tokens, self.request.device
+        recipe = self.options.recipe
+        ids = np.tile(tokens.ids, (recipe.passes, 1))
         plan = _memory_plan(self.source, missing, self.options)
         self.report.line(
-            f"calibration: {tokens.ids.shape[0]} x {tokens.ids.shape[1]} tokens of "
-            f"{tokens.dataset}, {dtype_name(self.request.calibration_dtype)} on {device}, {plan}"
+            f"calibration: {ids.shape[0]} x {ids.shape[1]} tokens of {tokens.dataset}, "
+            f"{dtype_name(self.request.calibration_dtype)} on {device}, {plan}"
         )
         by_name = {linear.name: linear for linear in missing}
         losses: list[float] = []
-        title, total = "calibrate", steps(plan, len(tokens.ids))
+        title, total = "calibrate", steps(plan, len(ids))
         if not self.keeps_sums:
             title, total = "calibrate and fit", total + len(missing)
         with self.report.stage(title, total) as step:
@@ -294,11 +298,12 @@ class _Run:
             calibrate(
                 self.source.model,
                 list(by_name),
-                tokens.ids,
+                ids,
                 on_sums,
                 device=device,
                 dtype=self.request.calibration_dtype,
-                hessians=self.options.recipe.hessians,
+                hessians=recipe.hessians,
+                labels=recipe.labels,
                 plan=plan,
                 scratch=work.path / "scratch",
                 borders=_Borders(work, key) if self.keeps_sums else None,
@@ -450,7 +455,7 @@ def _fit(
         codes, luts, alphas = tree.codes, tree.luts, {}
         errors, energy = tree.errors, tree.energy
     else:
-        start = None if tree is None else tree.codes
+        start = None if tree is None else _starts(name, weight, s, tree, options, pool)
         hessian = hessian_for(sums, options.recipe)
         fit = fit_to_hessian(weight.float(), start, hessian, options, device)
         codes, luts, alphas = fit.codes, fit.luts, fit.alphas
@@ -460,6 +465,24 @@ def _fit(
         for b, values in codebooks.items():
             tensors[f"{kind}.{b}"] = to_host(_as_fp16(f"{name}.{kind}.{b}", values))
     return tensors, errors, energy
+
+
+def _starts(
+    name: str,
+    weight: torch.Tensor,
+    s: torch.Tensor,
+    tree: Tree,
+    options: Options,
+    pool: Any,
+) -> torch.Tensor:
+    """The codes that descent begins with: uint8 [N, K], or [S, N, K] where there are several."""
+    seeds = options.recipe.further_seeds(options.precisions, options.seed_precision)
+    if not seeds:
+        return tree.codes
+    others = [
+        build_tree(name, weight, s, replace(options, seed_precision=seed), pool) for seed in seeds
+    ]
+    return torch.stack([each.codes for each in (tree, *others)])
 
 
 def _as_fp16(name: str, values: torch.Tensor) -> torch.Tensor:
@@ -539,7 +562,7 @@ def _memory_plan(source: Source, linears: Sequence[Linear], options: Options) ->
     return make_plan(
         source.model,
         [linear.name for linear in linears],
-        (options.num_examples, options.seq_len),
+        (options.recipe.passes * options.num_examples, options.seq_len),
         device=device,
         dtype=calibration_dtype(source, options, device),
         hessians=options.recipe.hessians,

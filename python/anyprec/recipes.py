@@ -26,6 +26,9 @@ DEFAULT_RECIPE = "fast"
 # What an error in a row of weights costs: e^T H e with the guided Hessian, with the diagonal of the
 # sensitivities' sum over rows, or with the identity.
 METRICS = ("guided", "fisher", "plain")
+# What calibration's loss takes for the next tokens: those of the text, or ones drawn from the
+# model's own predictions.
+LABELS = ("text", "model")
 # What codes of binary coding begin with (torch.ops.anyprec.binary_codes).
 BINARY_STARTS = ("range", "greedy")
 
@@ -40,16 +43,23 @@ class Descent:
 
     taus: the weight of each precision's energy in the sum that is minimized, positive. rounds: of
     {one sweep over all columns, refit}. child_sweeps: over each bit beyond the widest of them.
+    seeds: further seed precisions; there is a descent from the clusters of each of them too, and a
+    row keeps what has the least sum.
     """
 
     taus: dict[int, float]
     rounds: int
     child_sweeps: int
+    seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_by_precision("descent.taus", self.taus)
         _check_integer("descent.rounds", self.rounds, 1)
         _check_integer("descent.child_sweeps", self.child_sweeps, 0)
+        if not isinstance(self.seeds, (list, tuple)):
+            raise RecipeError(f"descent.seeds: found {self.seeds!r}, wanted a list of precisions")
+        if not all(seed in range(2, 9) for seed in self.seeds):
+            raise RecipeError(f"descent.seeds: found {self.seeds!r}, wanted precisions of 2 to 8")
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,10 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe; `load_recipe` reads one. metric: one of METRICS, for what refit and descent
-    minimize; binary_start: one of BINARY_STARTS, of no account to other codebooks."""
+    """One recipe; `load_recipe` reads one. labels, passes: of calibration, which goes so many times
+    over its text, labels one of LABELS (several passes where each draws labels of its own).
+    metric: one of METRICS, for what refit and descent minimize; binary_start: one of BINARY_STARTS,
+    of no account to other codebooks."""
 
     name: str
     refit: bool
@@ -102,6 +114,8 @@ class Recipe:
     distillation: Distillation | None = None
     metric: str = "guided"
     binary_start: str = "range"
+    labels: str = "text"
+    passes: int = 1
 
     def __post_init__(self) -> None:
         for name in ("name", "description"):
@@ -111,11 +125,17 @@ class Recipe:
             raise RecipeError("name: found '', wanted some text")
         if not isinstance(self.refit, bool):
             raise RecipeError(f"refit: found {self.refit!r}, wanted true or false")
-        for name, choices in (("metric", METRICS), ("binary_start", BINARY_STARTS)):
+        choices_of = {"metric": METRICS, "binary_start": BINARY_STARTS, "labels": LABELS}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise RecipeError(
                     f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
                 )
+        _check_integer("passes", self.passes, 1)
+        if self.passes > 1 and self.labels == "text":
+            raise RecipeError(
+                f"passes: found {self.passes} over labels of the text, which are the same in each"
+            )
         if self.metric != "guided" and not self.refit:
             raise RecipeError(f"metric: found {self.metric!r} where refit is false")
         if self.descent is not None and not self.refit:
@@ -129,6 +149,11 @@ class Recipe:
     def taus(self, precisions: Sequence[int]) -> list[float]:
         """The weight of each precision in the joint descent, 0 for one that takes no part."""
         return taus_of(self.descent, precisions)
+
+    def further_seeds(self, precisions: Sequence[int], seed: int) -> list[int]:
+        """Those of `precisions` whose clusters are descended from beside those of `seed`."""
+        wanted = self.descent.seeds if self.descent else ()
+        return [b for b in precisions if b in wanted and b != seed]
 
     def distilled(self, precisions: Sequence[int]) -> list[int]:
         """Those of `precisions` whose codebooks are distilled."""
@@ -148,6 +173,10 @@ class Recipe:
                     f"{', '.join(map(str, precisions))}"
                 )
 
+    def sums_record(self) -> dict[str, Any]:
+        """What determines the sums over calibration text (JSON values)."""
+        return {"labels": self.labels, "passes": self.passes}
+
     def fit_record(self) -> dict[str, Any]:
         """What determines the fit of one linear (JSON values)."""
         return {
@@ -162,7 +191,12 @@ class Recipe:
         distillation = _json(self.distillation)
         if distillation is not None and distillation["dataset"] is not None:
             distillation["dataset"] = Path(distillation["dataset"]).name
-        return {"name": self.name, **self.fit_record(), "distillation": distillation}
+        return {
+            "name": self.name,
+            **self.sums_record(),
+            **self.fit_record(),
+            "distillation": distillation,
+        }
 
 
 def taus_of(descent: Descent | None, precisions: Sequence[int]) -> list[float]:

@@ -24,7 +24,7 @@ using Result = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::T
 
 struct Arguments {
   const at::Tensor& weight;
-  const at::Tensor& codes;
+  const at::Tensor& codes;  ///< [starts, N, K]
   const at::Tensor& hessian;
 };
 
@@ -33,8 +33,10 @@ void check_tensors(const Arguments& a, int parent) {
   check_weight(w);
   TORCH_CHECK_TYPE(a.codes.scalar_type() == at::kByte, "codes: found dtype ", a.codes.scalar_type(),
                    ", wanted uint8");
-  TORCH_CHECK_VALUE(a.codes.sizes() == w.sizes(), "codes: found shape ", a.codes.sizes(),
-                    ", wanted ", w.sizes(), " like weight");
+  TORCH_CHECK_VALUE(
+      a.codes.dim() == 3 && a.codes.size(0) > 0 && a.codes.sizes().slice(1) == w.sizes(),
+      "codes: found shape ", a.codes.sizes(), ", wanted ", w.sizes(),
+      " like weight, or several of them");
   TORCH_CHECK_TYPE(a.hessian.scalar_type() == at::kFloat, "hessian: found dtype ",
                    a.hessian.scalar_type(), ", wanted float32");
   TORCH_CHECK_VALUE(
@@ -114,7 +116,10 @@ Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& 
            std::int64_t rounds, std::int64_t child_sweeps) {
   const Plan plan = check_plan(lut_bits, cell_groups, group_size, precisions, seed_precision, taus,
                                rounds, child_sweeps);
-  check_tensors({weight, codes, hessian}, plan.parent());
+  const at::Tensor starts = codes.dim() == 2 ? codes.unsqueeze(0) : codes;
+  check_tensors({weight, starts, hessian}, plan.parent());
+  TORCH_CHECK_VALUE(starts.size(0) == 1 || plan.descends(), "codes: found ", starts.size(0),
+                    " to begin with, wanted one where there is no descent");
   const c10::DeviceGuard device(weight.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Metric metric = metric_of(hessian, plan);
@@ -138,8 +143,12 @@ Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& 
     const auto reversed = [&](const at::Tensor& numbers) {
       return reversal.index_select(0, numbers.flatten().to(at::kLong)).view_as(numbers);
     };
-    Rows rows{in_order(weight), reversed(in_order(codes))};
-    Codebooks codebooks = fit_rows(rows, metric, plan);
+    std::vector<at::Tensor> others;
+    for (std::int64_t i = 1; i < starts.size(0); ++i) {
+      others.push_back(reversed(in_order(starts[i])));
+    }
+    Rows rows{in_order(weight), reversed(in_order(starts[0]))};
+    Codebooks codebooks = fit_rows(rows, others, metric, plan);
     fitted.narrow(0, begin, count).index_copy_(1, metric.order, reversed(rows.codes));
     std::vector<Codebook*> all;
     for (std::int64_t i = 0; i < widths; ++i) {

@@ -60,6 +60,8 @@ struct State {
   at::Tensor pulled;  ///< H (w - q), as refit returns it
 };
 
+bool has_planes(const Plan& plan) { return plan.form.sign_planes(plan.taus.rbegin()->first) > 0; }
+
 /// Rows for which `better` holds take what another state has.
 void take(State& state, const State& from, const at::Tensor& better) {
   state.rows.codes = at::where(better.unsqueeze(1), from.rows.codes, state.rows.codes);
@@ -76,16 +78,18 @@ void take(State& state, const State& from, const at::Tensor& better) {
   }
 }
 
-/// The precisions with a tau.
-Codebooks descend(Rows& rows, const Metric& metric, const Plan& plan) {
+/// Joint nested descent over the precisions with a tau. weights: of their energies in the sum;
+/// empty for those that suit the rows. Where codebooks have signed planes they are taken anew in
+/// every round. Those of the last round come back.
+State descend_from(const Rows& rows, const Metric& metric, const Plan& plan,
+                   std::vector<at::Tensor>& weights) {
   std::vector<int> precisions;
   for (const auto& [precision, tau] : plan.taus) precisions.push_back(precision);
   State state{
       .rows = rows, .codebooks = first_codebooks(rows, metric, plan, precisions), .pulled = {}};
-  const bool has_planes = plan.form.sign_planes(plan.taus.rbegin()->first) > 0;
   state.pulled =
-      refit(rows, metric, state.codebooks, has_planes ? Effort::kThorough : Effort::kRough);
-  std::vector<at::Tensor> weights = weights_of(state.codebooks, plan);
+      refit(rows, metric, state.codebooks, has_planes(plan) ? Effort::kThorough : Effort::kRough);
+  if (weights.empty()) weights = weights_of(state.codebooks, plan);
   const auto improve = [&](Sweep kind, Effort effort) {
     State other = state;
     other.rows.codes = sweep(kind, state.rows, metric, state.codebooks, weights, state.pulled);
@@ -95,11 +99,26 @@ Codebooks descend(Rows& rows, const Metric& metric, const Plan& plan) {
   };
   improve(Sweep::kErrorFeedback, Effort::kRough);
   for (int round = 0; round < plan.rounds; ++round) {
-    if (has_planes) weights = weights_of(state.codebooks, plan);
+    if (has_planes(plan)) weights = weights_of(state.codebooks, plan);
     improve(Sweep::kDescent, round + 1 == plan.rounds ? Effort::kFinal : Effort::kRough);
   }
-  rows.codes = state.rows.codes;
-  return state.codebooks;
+  state.pulled = at::Tensor();
+  return state;
+}
+
+/// The best of descents from several codes, row by row, by the weights of the first.
+Codebooks descend(Rows& rows, const std::vector<at::Tensor>& others, const Metric& metric,
+                  const Plan& plan) {
+  std::vector<at::Tensor> weights;
+  State best = descend_from(rows, metric, plan, weights);
+  for (const at::Tensor& codes : others) {
+    std::vector<at::Tensor> own;
+    if (!has_planes(plan)) own = weights;
+    const State other = descend_from({rows.weight, codes}, metric, plan, own);
+    take(best, other, objective(other.codebooks, weights) < objective(best.codebooks, weights));
+  }
+  rows.codes = best.rows.codes;
+  return best.codebooks;
 }
 
 /// Adds bit `precision` to codes, a codebook for them, and fits both.
@@ -144,11 +163,19 @@ Codebook add_bit(Rows& rows, const Metric& metric, const Plan& plan, int precisi
 
 }  // namespace
 
-Codebooks fit_rows(Rows& rows, const Metric& metric, const Plan& plan) {
+Codebooks fit_rows(Rows& rows, const std::vector<at::Tensor>& further, const Metric& metric,
+                   const Plan& plan) {
   Codebooks codebooks;
   const int widest = plan.descends() ? plan.taus.rbegin()->first : plan.parent();
-  rows.codes = at::bitwise_and(rows.codes, (1 << widest) - 1);
-  if (plan.descends()) codebooks = descend(rows, metric, plan);
+  const auto shortened = [&](const at::Tensor& codes) {
+    return at::bitwise_and(codes, (1 << widest) - 1);
+  };
+  rows.codes = shortened(rows.codes);
+  if (plan.descends()) {
+    std::vector<at::Tensor> starts;
+    for (const at::Tensor& codes : further) starts.push_back(shortened(codes));
+    codebooks = descend(rows, starts, metric, plan);
+  }
   std::vector<int> others;
   for (const int precision : plan.precisions) {
     if (precision <= widest && !codebooks.contains(precision)) others.push_back(precision);

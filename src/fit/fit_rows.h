@@ -28,9 +28,12 @@ struct Plan {
 /// 2. Otherwise joint nested descent on sum_b (tau_b / E_b) E_b over the precisions with a tau, m
 ///    being the widest: a sweep with error feedback, kept by the rows that it helps, and then
 ///    rounds of {a sweep of coordinate descent, refit}. E_b is the energy at the start; for
-///    codebooks with signed planes, at the start of the round.
+///    codebooks with signed planes, at the start of the round. With `further` codes to begin
+///    with, in the order and the bits of rows.codes, a descent from each of them, and each row
+///    keeps what has the least sum by the weights of the first.
 /// 3. Each bit above m: a split (of the weights by value for a table, by the sign of the error for
 ///    a signed plane), refit, and sweeps in which only that bit is free, then refit.
-Codebooks fit_rows(Rows& rows, const Metric& metric, const Plan& plan);
+Codebooks fit_rows(Rows& rows, const std::vector<at::Tensor>& further, const Metric& metric,
+                   const Plan& plan);
 
 }  // namespace anyprec::fit

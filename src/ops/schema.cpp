@@ -25,12 +25,13 @@
 // binary_codes: weight fp32 [N, K]; curvature fp32 [K], what a squared error in each column costs;
 // start: "range" or "greedy". Returns codes uint8 [N, K] at the widest of `precisions`.
 //
-// fit: weight fp32 [N, K]; codes uint8 [N, K] at the widest of `precisions`, to begin with; hessian
-// fp32 [K, K], 0.01 of its mean diagonal is added; taus: the weight of each precision in the joint
-// descent, 0 where it takes no part; rounds: of descent, 0 for a refit of codebooks alone;
-// child_sweeps: for each bit beyond the widest precision with a tau. Returns codes, for each
-// precision lut and alpha (fp32 with values of fp16; alpha has no elements where b <= L), and fp64
-// [precisions], the sums over rows of (w - value)^T H (w - value) with the damped Hessian.
+// fit: weight fp32 [N, K]; codes uint8 [N, K] at the widest of `precisions`, to begin with, or
+// [S, N, K], of which a descent begins with each and every row keeps the best; hessian fp32 [K, K],
+// 0.01 of its mean diagonal is added; taus: the weight of each precision in the joint descent, 0
+// where it takes no part; rounds: of descent, 0 for a refit of codebooks alone; child_sweeps: for
+// each bit beyond the widest precision with a tau. Returns codes, for each precision lut and alpha
+// (fp32 with values of fp16; alpha has no elements where b <= L), and fp64 [precisions], the sums
+// over rows of (w - value)^T H (w - value) with the damped Hessian.
 #include <torch/library.h>
 
 TORCH_LIBRARY(anyprec, m) {

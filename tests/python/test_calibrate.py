@@ -11,15 +11,19 @@ from anyprec.calibrate import (
     LOSS_SCALE,
     CalibrationError,
     calibrate,
+    drawn,
     placed,
     sensitivities,
     steps,
 )
 from anyprec.calibration_plan import Plan, make_plan
+from anyprec.patching import replaced_forward
+from anyprec.recording import CaptureError, Recording
 from anyprec.segments import SegmentError
 from checkpoints import linears_of, tiny_model
 
 CPU = torch.device("cpu")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TOKENS = np.random.default_rng(3).integers(0, 256, size=(3, 24))
 
 
@@ -178,12 +182,21 @@ def plain_hessians(model, names, tokens):
     return sums
 
 
-def sums_of(model, names, plan=None, dtype=torch.float32, device=CPU, scratch=None, **options):
+def sums_of(
+    model,
+    names,
+    plan=None,
+    dtype=torch.float32,
+    device=CPU,
+    scratch=None,
+    tokens=TOKENS,
+    **options,
+):
     found = {}
     calibrate(
         model,
         names,
-        TOKENS,
+        tokens,
         lambda name, sums: found.update({name: sums}),
         device=device,
         dtype=dtype,
@@ -208,6 +221,43 @@ def test_guided_hessians_equal_a_plain_loop(family):
         torch.testing.assert_close(
             hessian.double(), wanted[name], rtol=1e-4, atol=1e-5 * wanted[name].abs().max().item()
         )
+
+
+def test_labels_of_the_model_are_drawn_by_its_predictions():
+    logits = torch.tensor([0.0, 2.0, -1.0, 1.0, -30.0])
+    tokens = drawn(logits.expand(40000, 5), torch.Generator().manual_seed(0))
+    shares = torch.bincount(tokens, minlength=5) / len(tokens)
+    torch.testing.assert_close(shares, logits.softmax(0), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_model_that_is_certain_draws_what_it_predicts(device):
+    model = tiny_model("llama").to(device)
+    pairs = torch.tensor(TOKENS[:, :2], device=device)
+    with torch.no_grad():
+        model.lm_head.weight *= 3e4
+        pairs[:, 1] = model(input_ids=pairs).logits[:, 0].argmax(-1)
+    tokens = pairs.cpu().numpy()
+    names = list(linears_of(model))
+    of_text, of_model = (
+        sums_of(model, names, device=torch.device(device), labels=labels, tokens=tokens)
+        for labels in ("text", "model")
+    )
+    for name in names:
+        assert torch.equal(of_text[name].hessian, of_model[name].hessian)
+
+
+def test_labels_of_the_model_do_not_depend_on_segments_or_runs(tmp_path):
+    model = tiny_model("llama", **FIVE)
+    names = list(linears_of(model))
+    wanted = sums_of(model, names, labels="model")
+    of_text = sums_of(model, names)
+    for plan in (None, PLANS["moved"]):
+        found = sums_of(model, names, plan, scratch=tmp_path, labels="model")
+        for name in names:
+            assert torch.equal(found[name].sensitivities, wanted[name].sensitivities)
+            assert torch.equal(found[name].hessian, wanted[name].hessian)
+            assert not torch.equal(found[name].hessian, of_text[name].hessian)
 
 
 def test_linears_that_share_an_input_have_hessians_of_their_own():
@@ -498,3 +548,46 @@ def test_a_gpu_takes_no_more_than_planned():
         torch.cuda.reset_peak_memory_stats()
         calibrate(model, names, tokens, lambda name, sums: None, plan=plan, **settings)
         assert torch.cuda.max_memory_allocated() - before <= plan.device_bytes
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("labels", ["text", "model"])
+@pytest.mark.parametrize("family", ["llama-tied", "gemma2", "opt"])
+def test_a_graph_gives_the_sums_of_single_launches(family, labels, monkeypatch):
+    model = tiny_model(family).cuda()
+    names = list(linears_of(model))
+    settings = {"device": torch.device("cuda", 0), "labels": labels}
+    captured = []
+    capture = Recording.capture
+    monkeypatch.setattr(Recording, "capture", lambda *args: captured.append(1) or capture(*args))
+    found = sums_of(model, names, **settings)
+    assert captured == [1]
+
+    def refused(*args):
+        raise CaptureError("not today")
+
+    monkeypatch.setattr(Recording, "capture", refused)
+    wanted = sums_of(model, names, **settings)
+    for name in names:
+        assert torch.equal(found[name].sensitivities, wanted[name].sensitivities)
+        assert torch.equal(found[name].hessian, wanted[name].hessian)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("labels", ["text", "model"])
+def test_a_model_that_cannot_be_captured_is_calibrated_all_the_same(labels):
+    model = tiny_model("llama").cuda()
+    names = list(linears_of(model))
+    settings = {"device": torch.device("cuda", 0), "labels": labels}
+    wanted = sums_of(model, names, **settings)
+    norm = model.model.norm
+    forward = norm.forward
+
+    def reading(hidden):
+        assert hidden.sum().item() != 0  # the host waits for the device
+        return forward(hidden)
+
+    with replaced_forward(norm, reading):
+        found = sums_of(model, names, **settings)
+    for name in names:
+        torch.testing.assert_close(found[name].hessian, wanted[name].hessian)

@@ -272,9 +272,9 @@ def test_held_out_divergence_is_that_of_the_models(written):
 
 
 def test_learning_rates_are_those_of_the_form():
-    assert default_learning_rate(4, lut_bits=8) == 5e-4
-    assert default_learning_rate(4, lut_bits=4) == 1e-3
     assert default_learning_rate(2, lut_bits=3) == default_learning_rate(2, lut_bits=8) == 1e-2
+    assert default_learning_rate(2, lut_bits=0) == 5e-3
+    assert default_learning_rate(4, lut_bits=0) == default_learning_rate(4, lut_bits=4) == 1e-3
 
 
 @pytest.mark.gpu

@@ -32,7 +32,7 @@ CLASSES = {
 }
 
 
-def problem(n=24, k=150, seed=0, tokens=400, group_size=0, parent=8, lowest=2):
+def problem(n=24, k=150, seed=0, tokens=400, group_size=0, parent=8, lowest=2, clusters=3):
     """A heavy-tailed matrix, a Hessian of correlated inputs, and the codes of exact clustering."""
     rng = np.random.default_rng(seed)
     weight = (0.05 * rng.standard_t(5, size=(n, k))).astype(np.float32)
@@ -45,7 +45,7 @@ def problem(n=24, k=150, seed=0, tokens=400, group_size=0, parent=8, lowest=2):
         weight,
         sensitivities,
         lowest_precision=lowest,
-        seed_precision=max(lowest, min(3, parent)),
+        seed_precision=max(lowest, min(clusters, parent)),
         parent_precision=parent,
         group_size=group_size,
         pool=_core.ThreadPool(1),
@@ -169,6 +169,34 @@ def test_descent_lowers_the_energies_that_a_refit_leaves(device, form):
     assert (thrice / refitted)[joint].mean() < (once / refitted)[joint].mean()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[2], FORMS[8]], ids=str)
+def test_a_row_keeps_the_best_of_several_starts(device, form):
+    weight, codes, hessian = (t.to(device) for t in problem(group_size=form[2]))
+    other = problem(group_size=form[2], clusters=5)[1].to(device)
+    alone = fit(weight, codes, hessian, form, rounds=2)
+    same = fit(weight, torch.stack([codes, codes]), hessian, form, rounds=2)
+    for got, want in zip([same[0], *same[1]], [alone[0], *alone[1]], strict=True):
+        assert torch.equal(got, want)
+    both = fit(weight, torch.stack([codes, other]), hessian, form, rounds=2)
+    taken = (both[0] != alone[0]).any(1).cpu().numpy()
+    assert 0 < taken.sum() < len(taken)
+    first, best = (
+        np.array([energy(weight, values(result, form, b), hessian) for b in range(2, 7)])
+        for result in (alone, both)
+    )
+    np.testing.assert_array_equal(best[:, ~taken], first[:, ~taken])
+    # Energies count relative to what a row begins with, those of signed planes to those of the
+    # last round, which its end differs little from.
+    relative = first
+    if form[0] == 8:
+        refit = fit(weight, codes, hessian, form)
+        relative = np.array([energy(weight, values(refit, form, b), hessian) for b in range(2, 7)])
+    sums = [(energies / relative).sum(0) for energies in (first, best)]
+    assert (sums[1] <= 1.01 * sums[0]).all()
+    assert sums[1].sum() < 0.999 * sums[0].sum()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_gpu_finds_energies_like_the_cpu(form):
@@ -280,6 +308,10 @@ def test_precisions_without_a_tau_are_fitted_too():
 
 BAD = {
     "weight: found dtype": {"weight": torch.zeros(2, 8, dtype=torch.float64)},
+    "codes: found 2 to begin with, wanted one where there is no descent": {
+        "codes": torch.zeros(2, 2, 8, dtype=torch.uint8),
+        "rounds": 0,
+    },
     "codes: found shape": {"codes": torch.zeros(2, 7, dtype=torch.uint8)},
     "codes: found dtype": {"codes": torch.zeros(2, 8, dtype=torch.int64)},
     "codes: found 9, wanted less than 8": {"codes": torch.full((2, 8), 9, dtype=torch.uint8)},

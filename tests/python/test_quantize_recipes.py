@@ -46,7 +46,10 @@ class FitDouble:
         self, weight, codes, hessian, lut_bits, cells, group_size, bits, seed, taus, rounds, sweeps
     ):
         assert (lut_bits, cells, group_size) == (8, "one", 0)
-        self.calls.append({"hessian": hessian, "taus": taus, "rounds": rounds, "sweeps": sweeps})
+        self.calls.append(
+            {"hessian": hessian, "taus": taus, "rounds": rounds, "sweeps": sweeps, "codes": codes}
+        )
+        codes = codes if codes.dim() == 2 else codes[0]
         h = hessian.clone()
         h.diagonal().add_(0.01 * h.diagonal().mean())
         luts, energies = [], []
@@ -123,6 +126,45 @@ class TestRefit:
             w = weight.double()
             relative = (rest @ h * rest).sum() / (w @ h * w).sum()
             assert result.relative_error(3) == pytest.approx(relative.item(), rel=1e-3)
+
+    def test_labels_of_the_model_and_passes_are_those_of_calibration(
+        self, tiny_source, options, fit, tmp_path
+    ):
+        recipe = Recipe("drawn", refit=True, labels="model", passes=2)
+        quantize(tiny_source, tmp_path / "out", recipe=recipe, **options)
+        source = load_source(tiny_source)
+        names = list(linears_of(source.model))
+        tokens = calibration_tokens(
+            source.tokenizer, options["dataset"], num_examples=3, seq_len=32
+        )
+        wanted = []
+        calibrate(
+            source.model,
+            names,
+            np.concatenate([tokens.ids, tokens.ids]),
+            lambda name, sums: wanted.append(sums.hessian),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            hessians=True,
+            labels="model",
+        )
+        for call, hessian in zip(fit.calls, wanted, strict=True):
+            assert torch.equal(call["hessian"], hessian)
+
+    def test_descent_begins_with_the_clusters_of_every_seed(
+        self, tiny_source, options, fit, tmp_path
+    ):
+        descent = Descent({2: 1.0, 3: 0.5}, rounds=2, child_sweeps=1, seeds=(2, 4, 7))
+        recipe = Recipe("seeds", refit=True, descent=descent)
+        quantize(tiny_source, tmp_path / "out", recipe=recipe, seed_precision=3, **options)
+        calls = list(fit.calls)
+        for at, seed in enumerate((3, 2, 4)):
+            fit.calls.clear()
+            out = tmp_path / str(seed)
+            quantize(tiny_source, out, recipe=JOINT, seed_precision=seed, **options)
+            for call, alone in zip(calls, fit.calls, strict=True):
+                assert len(call["codes"]) == 3
+                assert torch.equal(call["codes"][at], alone["codes"])
 
     def test_without_descent_codebooks_alone_are_fitted(self, tiny_source, options, fit, tmp_path):
         quantize(tiny_source, tmp_path / "out", recipe=REFIT, **options)

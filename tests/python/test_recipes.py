@@ -101,6 +101,11 @@ def test_the_record_has_no_folder_of_a_text(written):
         ("descent/rounds", None, r"descent\.rounds: missing"),
         ("descent/rounds", 0, r"descent\.rounds: found 0, wanted an integer of at least 1"),
         ("descent/child_sweeps", 1.5, r"descent\.child_sweeps: found 1.5"),
+        ("labels", "mine", "labels: found 'mine', wanted one of text, model"),
+        ("passes", 0, "passes: found 0, wanted an integer of at least 1"),
+        ("passes", 2, "passes: found 2 over labels of the text, which are the same in each"),
+        ("descent/seeds", 4, r"descent\.seeds: found 4, wanted a list of precisions"),
+        ("descent/seeds", [9], r"descent\.seeds: found \[9\], wanted precisions of 2 to 8"),
         ("descent/taus", {}, r"descent\.taus: empty"),
         ("descent/taus", {"9": 1}, r"descent\.taus: found precision 9, wanted 2 to 8"),
         ("descent/taus", {"two": 1}, r"descent\.taus: found .*wanted a number for each precision"),
@@ -123,6 +128,23 @@ def test_what_is_not_as_it_should_be_is_named(written, path, value, message):
 def test_a_file_that_is_no_json_is_named(written):
     with pytest.raises(RecipeError, match=r"mine\.json: Expecting"):
         load_recipe(written("{"))
+
+
+def test_what_calibration_sums_is_recorded_with_what_is_made_of_it(written):
+    plain = load_recipe(written(BEST))
+    drawn = load_recipe(written({**BEST, "labels": "model", "passes": 3}))
+    assert plain.sums_record() == {"labels": "text", "passes": 1}
+    assert drawn.sums_record() == {"labels": "model", "passes": 3}
+    assert drawn.record() == {**plain.record(), **drawn.sums_record()}
+
+
+def test_further_seeds_are_those_that_the_checkpoint_has(written):
+    recipe = load_recipe(written(changed("descent/seeds", [5, 3, 4])))
+    assert recipe.further_seeds((2, 3, 4, 5), seed=3) == [4, 5]
+    assert recipe.further_seeds((2, 3, 4), seed=4) == [3]
+    assert load_recipe(written(BEST)).further_seeds((2, 3), seed=2) == []
+    assert load_recipe("fast").further_seeds((2, 3), seed=2) == []
+    assert recipe.fit_record() != load_recipe(written(BEST)).fit_record()
 
 
 def test_a_recipe_that_is_not_there_names_those_that_are():
