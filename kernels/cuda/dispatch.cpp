@@ -12,8 +12,8 @@ namespace {
 /// to 8, for one and for two rows of x. From `make gpu-bench` on an H100 at 14336 x 4096
 /// (benchmarks/RESULTS.md); the other shapes cross at the same places.
 constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
-    {3, 7, 11, 15, 14, 15, 17},
-    {3, 4, 5, 6, 7, 8, 9},
+    {3, 7, 11, 16, 17, 18, 19},
+    {3, 7, 6, 9, 7, 11, 12},
 };
 
 /// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is.
