@@ -8,6 +8,7 @@
 #include "kernels/cuda/mask_dot_args.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/scalars.cuh"
+#include "kernels/cuda/warp.cuh"
 
 /// What the blocks of both mask-dot kernels (mask_dot.cuh, mask_dot_groups.cuh) have in common: how
 /// they divide the work, what lies where in shared memory, x on the way in and y on the way out.
@@ -94,7 +95,7 @@ struct Steps {
   int end;
 };
 
-/// Where the next copy of a team comes from.
+/// A unit of a block's tiles: where a copy comes from.
 struct Source {
   int tile;
   int unit;
@@ -211,7 +212,7 @@ struct TeamBlock {
         layout(Division::shape(), kRows, a.units, (a.tiles + gridDim.x - 1) / gridDim.x,
                sizeof(Tile)),
         range(a.tiles) {
-    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // uniform, and known to be
+    const int warp = warp_number();
     team = warp / Division::kRoles;
     in_team = warp % Division::kRoles;
     stages = min(kMaxStages, args.ring_bytes / (Division::kTeams * Division::kStageBytes));

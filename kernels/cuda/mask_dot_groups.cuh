@@ -46,12 +46,6 @@ struct GroupTeams {
 /// fewer sums to put.
 inline constexpr int kFewStages = 4;
 
-/// A unit of a block's tiles.
-struct GroupPlace {
-  int tile;
-  int unit;
-};
-
 /// A lane's sums of a tile for one row of x.
 struct GroupSums {
   float upper = 0.0f;     ///< of row g of W: half of what its planes give, without the weight 4^t
@@ -65,18 +59,18 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
   using Books = SpanBooks<kPrecision>;
   using Base = TeamBlock<Teams, kRows>;
   using Base::args;
+  using Base::next;
   using Base::range;
   using Base::stages;
 
   int span_units;
-  int spans;             ///< in the ring
-  int turn_mask = ~0;    ///< a turn ends where a unit has none of these bits
-  GroupPlace jump = {};  ///< from the end of a turn to the next
-  GroupPlace place;      ///< of the warp's next unit
-  int units;             ///< that the warp has yet to take
+  int spans;           ///< in the ring
+  int turn_mask = ~0;  ///< a turn ends where a unit has none of these bits
+  Source jump = {};    ///< from the end of a turn to the next
+  Source place;        ///< the unit that the warp takes next
+  int units;           ///< that the warp has yet to take
 
-  // Of copies.
-  GroupPlace next;     ///< of the next
+  // Of copies, beside Source next.
   int left;            ///< units to be copied
   int next_span = 0;   ///< in the ring
   bool begins = true;  ///< the next unit is the first of its span
@@ -105,7 +99,8 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
     left = units;
   }
 
-  __device__ __forceinline__ void advance(GroupPlace& p) const {
+  /// To the warp's unit after it.
+  __device__ __forceinline__ void advance(Source& p) const {
     ++p.unit;
     if ((p.unit & turn_mask) == 0) {
       p.unit += jump.unit;

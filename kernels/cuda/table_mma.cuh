@@ -8,6 +8,7 @@
 #include "kernels/cuda/scalars.cuh"
 #include "kernels/cuda/table_lookup.cuh"
 #include "kernels/cuda/table_mma_shape.cuh"
+#include "kernels/cuda/warp.cuh"
 
 /// y = x W^T by look-ups: a table of a tile's 16 rows lies in shared memory, bit planes become
 /// bytes that address it (code_bytes.cuh), and the values found are the A operand of mma.m16n8k16.
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 
   const bool bfloat16 = args.type == ScalarType::kBFloat16;
   const int lane = threadIdx.x % 32;
-  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // uniform, and known to be
+  const int warp = warp_number();
   const int g = lane / 4, t = lane % 4;
   const auto [first_tile, tiles] = run_of_block(args.tiles);
   const int passes = args.chunks * ((args.x_rows + Shape::kRows - 1) / Shape::kRows);
