@@ -161,6 +161,91 @@ __device__ inline int write_chunk_planes(const float (&v)[kChunkColumns], float 
   return sum;
 }
 
+/// A block turns kRows rows of x into planes and calls on_chunk(row, chunk, sum of its integers)
+/// in whole warps, for chunks past the last too (sum 0). `scratch` holds kRows * warps words of
+/// shared memory; `planes`, kUnitPlaneBytes a unit, may be shared or global. to_value: RowScale's.
+template <int kThreads, int kRows, class OnChunk>
+__device__ __forceinline__ void rows_to_planes(const void* x, std::int64_t stride, ScalarType type,
+                                               std::int64_t columns, void* planes,
+                                               std::uint32_t* scratch, float (&to_value)[kRows],
+                                               const OnChunk& on_chunk) {
+  constexpr int kWarps = kThreads / 32;
+  const int thread = threadIdx.x;
+  const int lane = thread % 32;
+  const int units = static_cast<int>(unit_count(columns));
+  const int chunks = units * (kUnitColumns / kChunkColumns);
+  const std::int64_t row_bytes = stride * (type == ScalarType::kFloat32 ? 4 : 2);
+  const auto load = [&](int m, int chunk, float(&v)[kChunkColumns]) {
+    load_chunk(static_cast<const char*>(x) + m * row_bytes, type,
+               static_cast<std::int64_t>(chunk) * kChunkColumns, columns, v);
+  };
+  float first[kRows][kChunkColumns];  // the thread's first chunk, kept for the second pass
+  std::uint32_t largest[kRows];
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) load(m, thread, first[m]);
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    largest[m] = largest_bits(first[m]);
+    for (int chunk = thread + kThreads; chunk < chunks; chunk += kThreads) {
+      float v[kChunkColumns];
+      load(m, chunk, v);
+      largest[m] = max(largest[m], largest_bits(v));
+    }
+    largest[m] = __reduce_max_sync(~0u, largest[m]);
+    if (lane == 0) scratch[m * kWarps + thread / 32] = largest[m];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) largest[m] = max(largest[m], scratch[m * kWarps + w]);
+    const RowScale scale(largest[m]);
+    to_value[m] = scale.to_value;
+    char* const to = static_cast<char*>(planes) + m * units * kUnitPlaneBytes;
+    for (int chunk = thread; chunk - lane < chunks; chunk += kThreads) {
+      int sum = 0;
+      if (chunk == thread) {
+        if (chunk < chunks) sum = write_chunk_planes(first[m], scale.to_integer, chunk, to);
+      } else if (chunk < chunks) {
+        float v[kChunkColumns];
+        load(m, chunk, v);
+        sum = write_chunk_planes(v, scale.to_integer, chunk, to);
+      }
+      on_chunk(m, chunk, sum);
+    }
+  }
+}
+
+/// The sum of a row's integers, of 23 bits and a sign, in two parts that 32 bits hold however many
+/// chunks there are.
+struct ChunkSums {
+  int low = 0;
+  int high = 0;
+  __device__ __forceinline__ void add(int sum) {
+    low += sum & 0xffff;
+    high += sum >> 16;
+  }
+  /// Of a warp, to its place among `warps` in scratch, which holds 2 * warps words.
+  __device__ __forceinline__ void put(std::uint32_t* scratch, int warps) {
+    low = __reduce_add_sync(~0u, low);
+    high = __reduce_add_sync(~0u, high);
+    if (threadIdx.x % 32 != 0) return;
+    scratch[threadIdx.x / 32] = static_cast<std::uint32_t>(low);
+    scratch[warps + threadIdx.x / 32] = static_cast<std::uint32_t>(high);
+  }
+  /// Of all warps, as a value.
+  static __device__ __forceinline__ float total(const std::uint32_t* scratch, int warps,
+                                                float to_value) {
+    std::int64_t total = 0;
+#pragma unroll
+    for (int w = 0; w < warps; ++w) {
+      total += static_cast<int>(scratch[w]) +
+               (static_cast<std::int64_t>(static_cast<int>(scratch[warps + w])) << 16);
+    }
+    return static_cast<float>(static_cast<double>(total) * to_value);
+  }
+};
+
 /// A block turns one row of x into planes. `scratch` holds 2 * warps words of shared memory;
 /// `planes` may be shared or global. Every thread of the block calls it; the result is the same in
 /// all, and planes in shared memory are visible after it.
@@ -168,60 +253,14 @@ template <int kThreads>
 __device__ inline PlaneScale activations_to_planes(const void* row, ScalarType type,
                                                    std::int64_t columns, void* planes,
                                                    std::uint32_t* scratch) {
-  constexpr int kWarps = kThreads / 32;
-  const int thread = threadIdx.x;
-  const int lane = thread % 32;
-  const int warp = thread / 32;
-  const int chunks = static_cast<int>(unit_count(columns)) * (kUnitColumns / kChunkColumns);
-  float first[kChunkColumns];  // the thread's first chunk, kept from the first pass to the second
-  std::uint32_t largest = 0;
-  for (int chunk = thread; chunk < chunks; chunk += kThreads) {
-    float v[kChunkColumns];
-    load_chunk(row, type, static_cast<std::int64_t>(chunk) * kChunkColumns, columns, v);
-    largest = max(largest, largest_bits(v));
-    if (chunk == thread) {
-#pragma unroll
-      for (int i = 0; i < kChunkColumns; ++i) first[i] = v[i];
-    }
-  }
-  largest = __reduce_max_sync(~0u, largest);
-  if (lane == 0) scratch[warp] = largest;
+  float to_value[1];
+  ChunkSums sums;
+  rows_to_planes<kThreads, 1>(row, 0, type, columns, planes, scratch, to_value,
+                              [&](int, int, int sum) { sums.add(sum); });
   __syncthreads();
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) largest = max(largest, scratch[w]);
+  sums.put(scratch, kThreads / 32);
   __syncthreads();
-
-  const RowScale scale(largest);
-  // Sums of 16 integers of 23 bits and a sign, in two parts that 32 bits hold however many there
-  // are.
-  int low = 0;
-  int high = 0;
-  for (int chunk = thread; chunk < chunks; chunk += kThreads) {
-    int sum;
-    if (chunk == thread) {
-      sum = write_chunk_planes(first, scale.to_integer, chunk, planes);
-    } else {
-      float v[kChunkColumns];
-      load_chunk(row, type, static_cast<std::int64_t>(chunk) * kChunkColumns, columns, v);
-      sum = write_chunk_planes(v, scale.to_integer, chunk, planes);
-    }
-    low += sum & 0xffff;
-    high += sum >> 16;
-  }
-  low = __reduce_add_sync(~0u, low);
-  high = __reduce_add_sync(~0u, high);
-  if (lane == 0) {
-    scratch[warp] = static_cast<std::uint32_t>(low);
-    scratch[kWarps + warp] = static_cast<std::uint32_t>(high);
-  }
-  __syncthreads();
-  std::int64_t total = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    total += static_cast<int>(scratch[w]) +
-             (static_cast<std::int64_t>(static_cast<int>(scratch[kWarps + w])) << 16);
-  }
-  return {scale.to_value, static_cast<float>(static_cast<double>(total) * scale.to_value)};
+  return {to_value[0], ChunkSums::total(scratch, kThreads / 32, to_value[0])};
 }
 
 }  // namespace anyprec::cuda

@@ -12,25 +12,26 @@ namespace {
 /// to 8, for one and for two rows of x. From `make gpu-bench` on an H100 at 14336 x 4096
 /// (benchmarks/RESULTS.md); the other shapes cross at the same places.
 constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
-    {3, 7, 11, 15, 14, 15, 17},
-    {3, 4, 5, 6, 7, 8, 9},
+    {3, 7, 11, 19, 19, 18, 23},
+    {3, 4, 6, 9, 7, 8, 9},
 };
 
 /// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is.
 constexpr std::int64_t kFewestWgmmaRows = 17;
 
-/// The plane kernel's places with groups along K: beyond the two rows that mask-dot serves, up to
-/// where its columns of mma, times planes of W, cost more than dequantization and cuBLAS: at 14336
-/// x 4096 with groups of 128, 89 / 107 / 130 / 207 us for 64 rows at 2 / 3 / 4 / 8 bits, where
-/// those take 106 / 112 / 121 / 151. For two rows mask-dot takes a quarter less. Without groups the
-/// table kernel keeps its place.
+/// The plane kernel's places with groups along K: beyond the two rows that mask-dot serves, and up
+/// to so many columns of its mma, by precision 2 to 8, from which dequantization and cuBLAS take
+/// less. At 14336 x 4096 with groups of 128 it takes 87 / 109 / 127 / 203 us for 64 rows at 2 / 3 /
+/// 4 / 8 bits, in proportion to them from 16 on, and those 105 / 112 / 121 / 151 for any number.
+/// Without groups the table kernel keeps its place.
 constexpr std::int64_t kFewestPlaneRows = 3;
-constexpr std::int64_t kMostPlaneColumns = 256;
+constexpr int kMostPlaneColumns[kMaxPrecision - kMinPrecision + 1] = {64, 64, 48, 48, 48, 48, 32};
 
 /// Whether the plane kernel, which serves these products, beats all that come after mask-dot.
 bool few_plane_columns(const Input& input, const Weights& weights) {
   return weights.form.groups(weights.in_features) > 1 &&
-         input.rows * plane_mma_parts(weights) * weights.precision <= kMostPlaneColumns;
+         input.rows * plane_mma_parts(weights) <=
+             kMostPlaneColumns[weights.precision - kMinPrecision];
 }
 
 int mask_count(const Weights& weights) {

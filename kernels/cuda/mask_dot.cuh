@@ -26,6 +26,7 @@ inline constexpr int kWarpMasks = 7;
 struct Tile {
   const std::uint8_t* records;  ///< plane 0, unit 0
   std::int64_t plane_stride;
+  TileOutput out;
 };
 
 /// How the warps of a block divide the work on M rows of x.
@@ -50,12 +51,13 @@ template <class Set>
 __device__ __forceinline__ void copy_step(const Tile* tiles, Source& from, int units,
                                           std::uint32_t stage, std::uint32_t full) {
   const int lane = threadIdx.x % 32;
-  const Tile tile = tiles[from.tile];
-  const std::uint8_t* record =
-      tile.records + static_cast<std::int64_t>(from.unit) * kRecordBytes + lane * kLaneBytes;
+  const std::int64_t plane_stride = tiles[from.tile].plane_stride;
+  const std::uint8_t* record = tiles[from.tile].records +
+                               static_cast<std::int64_t>(from.unit) * kRecordBytes +
+                               lane * kLaneBytes;
 #pragma unroll
   for (int p = 0; p < Set::kPrecision; ++p) {
-    ptx::copy_16(stage + p * kRecordBytes + lane * kLaneBytes, record + p * tile.plane_stride);
+    ptx::copy_16(stage + p * kRecordBytes + lane * kLaneBytes, record + p * plane_stride);
   }
   ptx::barrier_arrive_after_copies(full);
   if (++from.unit == units) {
@@ -99,15 +101,17 @@ struct Block : TeamBlock<Teams<Set, kRows>, kRows> {
     const int count = range.end - range.begin;
     for (int i = threadIdx.x; i < count; i += kThreads) {
       const MaskDotProduct& product = product_of(args, range.begin + i);
+      const int tile = range.begin + i - product.tile_begin;
       this->tiles()[i] = {
-          product.planes + static_cast<std::int64_t>(range.begin + i - product.tile_begin) *
-                               args.units * kRecordBytes,
-          product.plane_stride};
+          product.planes + static_cast<std::int64_t>(tile) * args.units * kRecordBytes,
+          product.plane_stride, TileOutput::of(product, tile)};
     }
     __syncthreads();
     if (role == 0 && row == 0) {
-      const int first = min(stages, steps.end - steps.begin);
-      for (int s = 0; s < first; ++s) copy_into(s);
+      constexpr int kWindow =
+          window_stages(Set::kPrecision, Division::kTeams * Division::kStageBytes);
+      this->template fill_ring<kWindow>(min(stages, steps.end - steps.begin),
+                                        [&](int s) { copy_into(s); });
     }
     this->clear_sums();
     for (int i = threadIdx.x; i < count * kTileRows; i += kThreads) {
@@ -184,9 +188,9 @@ struct Block : TeamBlock<Teams<Set, kRows>, kRows> {
     });
     __syncthreads();
     const float* first = coefficients();
-    finish<kRows, kPartials>(args, range, this->sums(), this->fixed(), [&](int tile, int r) {
-      return first[tile * Set::kCoefficients * kTileRows + r];
-    });
+    finish<kRows, kPartials>(
+        this->tiles(), range.end - range.begin, args.type, this->sums(), this->fixed(),
+        [&](int tile, int r) { return first[tile * Set::kCoefficients * kTileRows + r]; });
   }
 };
 

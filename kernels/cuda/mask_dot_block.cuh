@@ -8,6 +8,7 @@
 #include "kernels/cuda/mask_dot_args.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/scalars.cuh"
+#include "kernels/cuda/warp.cuh"
 
 /// What the blocks of both mask-dot kernels (mask_dot.cuh, mask_dot_groups.cuh) have in common: how
 /// they divide the work, what lies where in shared memory, x on the way in and y on the way out.
@@ -31,11 +32,21 @@ __device__ __forceinline__ void unroll(const Body& body) {
   }
 }
 
+/// How many stages of a ring may be under way to a block before its predecessor has ended. All at
+/// once would stand in the way of that one's last weights, for which everything waits: up to 4
+/// bits, where a ring is a good part of a block's weights, 16 KB at a time (12 % faster at 3 bits).
+/// At more bits the predecessor keeps the memory busy by itself.
+constexpr int window_stages(int precision, int step_bytes) {
+  constexpr int kWindowBytes = 16 * 1024;
+  if (precision > 4) return kMaxStages;
+  return step_bytes < kWindowBytes ? kWindowBytes / step_bytes : 1;
+}
+
 /// What a block has in shared memory at the front. Sizes at run time follow (Layout).
 struct Shared {
   std::uint64_t full[kWarps * kMaxStages];
   std::uint64_t empty[kWarps * kMaxStages];
-  std::uint32_t scratch[2 * kWarps];
+  std::uint32_t scratch[2 * 3 * kWarps];
   PlaneScale scale[2];
 };
 
@@ -84,61 +95,97 @@ struct Steps {
   int end;
 };
 
-/// Where the next copy of a team comes from.
+/// A unit of a block's tiles: where a copy comes from.
 struct Source {
   int tile;
   int unit;
 };
 
-/// Planes of the rows of x into shared memory, from global memory or from x.
+/// Planes of the rows of x into shared memory, where they are in global memory.
+template <int kRows>
+__device__ __forceinline__ void copy_activations(const MaskDotArgs& args, char* planes,
+                                                 Shared& fixed) {
+  const uint4* const from = static_cast<const uint4*>(args.x_planes);
+  for (int i = threadIdx.x; i < kRows * args.units * (kUnitPlaneBytes / 16); i += kThreads) {
+    reinterpret_cast<uint4*>(planes)[i] = from[i];
+  }
+  if (threadIdx.x < kRows) {
+    const int m = threadIdx.x;
+    fixed.scale[m] = {args.x_scales[2 * m], args.x_scales[2 * m + 1]};
+  }
+}
+
+/// Else from x, but for the sums of rows: on_chunk as in rows_to_planes.
+template <int kRows, class OnChunk>
+__device__ __forceinline__ void convert_activations(const MaskDotArgs& args, char* planes,
+                                                    Shared& fixed, const OnChunk& on_chunk) {
+  float to_value[kRows];
+  rows_to_planes<kThreads, kRows>(args.x, args.x_stride, args.type, args.columns, planes,
+                                  fixed.scratch, to_value, on_chunk);
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) fixed.scale[m] = {to_value[m], 0.0f};
+  }
+}
+
+/// Planes of the rows of x into shared memory. Sums of rows are there after the next barrier of the
+/// block.
 template <int kRows>
 __device__ __forceinline__ void take_activations(const MaskDotArgs& args, char* planes,
                                                  Shared& fixed) {
-  for (int m = 0; m < kRows; ++m) {
-    char* to = planes + m * args.units * kUnitPlaneBytes;
-    PlaneScale scale;
-    if (args.x_planes != nullptr) {
-      const uint4* from = static_cast<const uint4*>(args.x_planes) +
-                          static_cast<std::int64_t>(m) * args.units * (kUnitPlaneBytes / 16);
-      for (int i = threadIdx.x; i < args.units * (kUnitPlaneBytes / 16); i += kThreads) {
-        reinterpret_cast<uint4*>(to)[i] = from[i];
-      }
-      scale = {args.x_scales[2 * m], args.x_scales[2 * m + 1]};
-    } else {
-      const int bytes = args.type == ScalarType::kFloat32 ? 4 : 2;
-      scale = activations_to_planes<kThreads>(
-          static_cast<const char*>(args.x) + m * args.x_stride * bytes, args.type, args.columns, to,
-          fixed.scratch);
-      __syncthreads();
-    }
-    if (threadIdx.x == 0) fixed.scale[m] = scale;
+  if (args.x_planes != nullptr) {
+    copy_activations<kRows>(args, planes, fixed);
+    __syncthreads();
+    return;
   }
+  ChunkSums sums[kRows];
+  convert_activations<kRows>(args, planes, fixed, [&](int m, int, int sum) { sums[m].add(sum); });
+  std::uint32_t* const scratch = fixed.scratch + kRows * kWarps;
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) sums[m].put(scratch + m * 2 * kWarps, kWarps);
   __syncthreads();
+  if (threadIdx.x < kRows) {
+    PlaneScale& scale = fixed.scale[threadIdx.x];
+    scale.sum = ChunkSums::total(scratch + threadIdx.x * 2 * kWarps, kWarps, scale.step);
+  }
 }
 
+/// Where the results of a tile of rows go.
+struct TileOutput {
+  void* y;
+  std::int64_t y_stride;
+  const void* bias;
+  int row;   ///< the tile's first
+  int rows;  ///< of it that exist
+
+  static __device__ __forceinline__ TileOutput of(const MaskDotProduct& product, int tile) {
+    const int row = tile * kTileRows;
+    return {product.y, product.y_stride, product.bias, row, min(kTileRows, product.rows - row)};
+  }
+};
+
 /// Adds the partial sums up in their order and writes y. constant(tile, row): what goes with the
-/// sum of x.
-template <int kRows, int kPartials, class Constant>
-__device__ __forceinline__ void finish(const MaskDotArgs& args, const TileRange& range,
+/// sum of x. Tiles have a TileOutput `out`: what they need of the arguments is at hand.
+template <int kRows, int kPartials, class Tile, class Constant>
+__device__ __forceinline__ void finish(const Tile* tiles, int count, ScalarType type,
                                        const float* sums, const Shared& fixed,
                                        const Constant& constant) {
-  const int count = range.end - range.begin;
   for (int i = threadIdx.x; i < count * kTileRows * kRows; i += kThreads) {
     const int r = i % kTileRows;
     const int m = i / kTileRows % kRows;
     const int tile = i / (kTileRows * kRows);
-    const MaskDotProduct& product = product_of(args, range.begin + tile);
-    const int n = (range.begin + tile - product.tile_begin) * kTileRows + r;
-    if (n >= product.rows) continue;
+    const TileOutput& out = tiles[tile].out;
+    if (r >= out.rows) continue;
     const PlaneScale scale = fixed.scale[m];
     float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll
     for (int p = 0; p < kPartials; ++p) {
       sum += sums[((tile * kPartials + p) * kRows + m) * kTileRows + r];
     }
     float y = fmaf(constant(tile, r), scale.sum, sum * scale.step);
-    if (product.bias != nullptr) y += load_scalar(product.bias, args.type, n);
-    store_scalar(product.y, args.type, m * product.y_stride + n, y);
+    const int n = out.row + r;
+    if (out.bias != nullptr) y += load_scalar(out.bias, type, n);
+    store_scalar(out.y, type, m * out.y_stride + n, y);
   }
 }
 
@@ -165,7 +212,7 @@ struct TeamBlock {
         layout(Division::shape(), kRows, a.units, (a.tiles + gridDim.x - 1) / gridDim.x,
                sizeof(Tile)),
         range(a.tiles) {
-    const int warp = threadIdx.x / 32;
+    const int warp = warp_number();
     team = warp / Division::kRoles;
     in_team = warp % Division::kRoles;
     stages = min(kMaxStages, args.ring_bytes / (Division::kTeams * Division::kStageBytes));
@@ -192,6 +239,17 @@ struct TeamBlock {
     for (int i = threadIdx.x; i < kWarps * kMaxStages; i += kThreads) {
       ptx::barrier_init(ptx::shared_address(&fixed().full[i]), 32);
       ptx::barrier_init(ptx::shared_address(&fixed().empty[i]), 32 * Division::kRoles);
+    }
+  }
+
+  /// copy(index) for the first `count` stages of a ring, kWindow of them under way at a time
+  /// (window_stages).
+  template <int kWindow, class Copy>
+  __device__ __forceinline__ void fill_ring(int count, const Copy& copy) const {
+    for (int s = 0; s < count; ++s) {
+      if (s >= kWindow) ptx::barrier_wait(full(s - kWindow), 0);
+      __syncwarp();
+      copy(s);
     }
   }
 

@@ -14,8 +14,6 @@
 /// 4, 8 or 16 bytes. What requests of 4 bytes cost is their number.
 namespace anyprec::cuda::mask_dot_device {
 
-inline constexpr int kMostSpanUnits = 4;
-
 /// A span's codebooks in shared memory: [row][piece].
 template <int kPrecision>
 struct SpanBooks {
@@ -74,15 +72,15 @@ struct BookRing {
   int stages;
   int spans;
 
-  /// The longest spans that divide a row's units and leave three stages, or as many as short spans
-  /// would.
-  template <int kPrecision>
+  /// The longest spans of up to kMostUnits that divide a row's units and leave three stages, or as
+  /// many as short spans would.
+  template <int kPrecision, int kMostUnits>
   static __device__ __forceinline__ BookRing of(int room, int units, int most_stages) {
     BookRing ring;
     ring.stages = stages_of<kPrecision>(room, 1);
     ring.spans = ring.stages;
 #pragma unroll
-    for (int span_units = 2; span_units <= kMostSpanUnits; span_units *= 2) {
+    for (int span_units = 2; span_units <= kMostUnits; span_units *= 2) {
       const int stages = stages_of<kPrecision>(room, span_units);
       if (units % span_units != 0 || stages < min(ring.stages, 3)) break;
       ring = {span_units, stages, 0};

@@ -26,7 +26,7 @@ struct GroupTile {
   std::int64_t plane_stride;
   const std::uint32_t* lut;    ///< of the tile's first row, two groups a word
   const std::uint32_t* alpha;  ///< likewise, kPrecision words for two groups
-  int rows;
+  TileOutput out;
 };
 
 /// A warp is a team, for all rows of x: planes and codebooks are read once for them.
@@ -41,6 +41,11 @@ struct GroupTeams {
   }
 };
 
+/// With fewer stages in a warp's ring than this, warps take turns at pairs of units, so that what
+/// is read at a time lies together (2 to 5 % faster), instead of each a run of its own, which has
+/// fewer sums to put.
+inline constexpr int kFewStages = 4;
+
 /// A lane's sums of a tile for one row of x.
 struct GroupSums {
   float upper = 0.0f;     ///< of row g of W: half of what its planes give, without the weight 4^t
@@ -50,54 +55,92 @@ struct GroupSums {
 
 template <int kPrecision, int kRows>
 struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
+  using Teams = GroupTeams<kPrecision>;
   using Books = SpanBooks<kPrecision>;
-  using Base = TeamBlock<GroupTeams<kPrecision>, kRows>;
+  using Base = TeamBlock<Teams, kRows>;
   using Base::args;
   using Base::next;
   using Base::range;
   using Base::stages;
-  using Base::steps;
 
   int span_units;
   int spans;           ///< in the ring
-  int next_span = 0;   ///< in the ring, to be copied
-  bool begins = true;  ///< the next step to be copied is the first of its span
+  int turn_mask = ~0;  ///< a turn ends where a unit has none of these bits
+  Source jump = {};    ///< from the end of a turn to the next
+  Source place;        ///< the unit that the warp takes next
+  int units;           ///< that the warp has yet to take
+
+  // Of copies, beside Source next.
+  int left;            ///< units to be copied
+  int next_span = 0;   ///< in the ring
+  bool begins = true;  ///< the next unit is the first of its span
+  const std::uint8_t* record;
+  std::int64_t plane_stride;
 
   __device__ __forceinline__ GroupBlock(const MaskDotArgs& a, char* memory) : Base(a, memory) {
-    const BookRing ring =
-        BookRing::of<kPrecision>(args.ring_bytes / kWarps, args.units, kMaxStages);
+    const int room = args.ring_bytes / kWarps;
+    BookRing ring = BookRing::of<kPrecision, 4>(room, args.units, kMaxStages);
+    int first = this->steps.begin;
+    units = this->steps.end - first;
+    if (ring.stages < kFewStages) {
+      ring = BookRing::of<kPrecision, 2>(room, args.units, kMaxStages);
+      const int turn_units = args.units % 2 == 0 ? 2 : 1;
+      const int turns = (range.end - range.begin) * args.units / turn_units;
+      first = this->team * turn_units;
+      units = (turns - this->team + kWarps - 1) / kWarps * turn_units;
+      turn_mask = turn_units - 1;
+      const int others = (kWarps - 1) * turn_units;
+      jump = {others / args.units, others % args.units};
+    }
     span_units = ring.span_units;
     spans = ring.spans;
     stages = ring.stages;
+    place = next = {first / args.units, first % args.units};
+    left = units;
+  }
+
+  /// To the warp's unit after it.
+  __device__ __forceinline__ void advance(Source& p) const {
+    ++p.unit;
+    if ((p.unit & turn_mask) == 0) {
+      p.unit += jump.unit;
+      p.tile += jump.tile;
+    }
+    if (p.unit >= args.units) {
+      p.unit -= args.units;
+      ++p.tile;
+    }
   }
 
   __device__ __forceinline__ const char* books(int span) const {
-    return this->shared + this->layout.ring +
-           kWarps * stages * GroupTeams<kPrecision>::kStageBytes +
+    return this->shared + this->layout.ring + kWarps * stages * Teams::kStageBytes +
            (this->team * spans + span) * Books::bytes(span_units);
   }
 
   __device__ __forceinline__ int place_in_span(int unit) const { return unit & (span_units - 1); }
 
-  /// A whole warp enqueues the copies of the next step.
+  /// A whole warp enqueues the copies of its next unit.
   __device__ __forceinline__ void copy_into(int index) {
-    const GroupTile& tile = this->tiles()[next.tile];
-    if (begins) copy_books(tile);
     const int lane = threadIdx.x % 32;
+    if (begins) {
+      const GroupTile& tile = this->tiles()[next.tile];
+      record =
+          tile.records + static_cast<std::int64_t>(next.unit) * kRecordBytes + lane * kLaneBytes;
+      plane_stride = tile.plane_stride;
+      copy_books(tile);
+    }
     const std::uint32_t to = ptx::shared_address(this->stage(index)) + lane * kLaneBytes;
-    const std::uint8_t* record =
-        tile.records + static_cast<std::int64_t>(next.unit) * kRecordBytes + lane * kLaneBytes;
+    const std::uint8_t* from = record;
 #pragma unroll
     for (int p = 0; p < kPrecision; ++p) {
-      ptx::copy_16(to + p * kRecordBytes, record + p * tile.plane_stride);
+      ptx::copy_16(to + p * kRecordBytes, from);
+      from += plane_stride;
     }
     ptx::barrier_arrive_after_copies(this->full(index));
-    ++next.unit;
+    record += kRecordBytes;
+    --left;
+    advance(next);
     begins = place_in_span(next.unit) == 0;
-    if (next.unit == args.units) {
-      next.unit = 0;
-      ++next.tile;
-    }
   }
 
   __device__ __forceinline__ void copy_books(const GroupTile& tile) {
@@ -106,11 +149,11 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
     const std::uint32_t* const alpha = tile.alpha + unit * kPrecision;
     const std::uint32_t* const lut = tile.lut + unit;
     if (span_units == 4) {
-      Books::template copy<4>(to, alpha, lut, args.units, tile.rows);
+      Books::template copy<4>(to, alpha, lut, args.units, tile.out.rows);
     } else if (span_units == 2) {
-      Books::template copy<2>(to, alpha, lut, args.units, tile.rows);
+      Books::template copy<2>(to, alpha, lut, args.units, tile.out.rows);
     } else {
-      Books::template copy<1>(to, alpha, lut, args.units, tile.rows);
+      Books::template copy<1>(to, alpha, lut, args.units, tile.out.rows);
     }
     next_span = next_span + 1 == spans ? 0 : next_span + 1;
   }
@@ -120,27 +163,27 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
     const int count = range.end - range.begin;
     for (int i = threadIdx.x; i < count; i += kThreads) {
       const MaskDotProduct& product = product_of(args, range.begin + i);
-      const std::int64_t tile = range.begin + i - product.tile_begin;
-      const std::int64_t first = tile * kTileRows * args.units;  // codebook words before the tile
+      const int tile = range.begin + i - product.tile_begin;
+      const std::int64_t unit = static_cast<std::int64_t>(tile) * args.units;
+      const std::int64_t first = unit * kTileRows;  // codebook words before the tile
       const int book = kPrecision - kMinPrecision;
       this->tiles()[i] = {
-          product.planes + tile * args.units * kRecordBytes, product.plane_stride,
+          product.planes + unit * kRecordBytes, product.plane_stride,
           reinterpret_cast<const std::uint32_t*>(product.lut[book]) + first,
           reinterpret_cast<const std::uint32_t*>(product.alpha[book]) + first * kPrecision,
-          min(kTileRows, product.rows - static_cast<int>(tile) * kTileRows)};
+          TileOutput::of(product, tile)};
     }
     __syncthreads();
-    const int first = min(stages, steps.end - steps.begin);
-    for (int s = 0; s < first; ++s) copy_into(s);
+    constexpr int kWindow = window_stages(kPrecision, kWarps * Teams::kStageBytes);
+    this->template fill_ring<kWindow>(min(stages, left), [&](int s) { copy_into(s); });
     this->clear_sums();
   }
 
   /// Of the digits 2 t and 2 t + 1 of each group of eight, without the weight 4^t: 26 bits for 128
   /// columns.
   static __device__ __forceinline__ int value_of(const int (&c)[kDigitGroups][4], int first) {
-    int value = c[2][first] - 2 * c[2][first + 1];
-    value = value * 256 + (c[1][first] - 2 * c[1][first + 1]);
-    return value * 256 + (c[0][first] - 2 * c[0][first + 1]);
+    const auto pair = [&](int d) { return c[d][first] - c[d][first + 1] - c[d][first + 1]; };
+    return (pair(2) * 256 + pair(1)) * 256 + pair(0);
   }
 
   static __device__ __forceinline__ void count(int (&c)[kDigitGroups][4], std::uint32_t a0,
@@ -185,6 +228,30 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
     __syncthreads();
   }
 
+  /// Planes of the rows of x, and the sums of their groups: where x is converted here, of its
+  /// chunks' sums.
+  __device__ __forceinline__ void take_x() const {
+    char* const planes = this->shared + this->layout.planes;
+    if (args.x_planes != nullptr) {
+      copy_activations<kRows>(args, planes, this->fixed());
+      __syncthreads();
+      sum_groups();
+      return;
+    }
+    constexpr int kGroupChunks = kGroupColumns / kChunkColumns;
+    convert_activations<kRows>(args, planes, this->fixed(), [&](int m, int chunk, int sum) {
+#pragma unroll
+      for (int other = 1; other < kGroupChunks; other *= 2) {
+        sum += __shfl_xor_sync(~0u, sum, other);
+      }
+      const int group = chunk / kGroupChunks;
+      if (chunk % kGroupChunks == 0 && group < args.units * kUnitGroups) {
+        group_sums(m)[group] = static_cast<float>(sum);
+      }
+    });
+    __syncthreads();
+  }
+
   /// What goes with S in the lane's own row, g or g + 8 for even and odd t, and half, t / 2. place:
   /// the unit's in its span.
   __device__ __forceinline__ float constant_of(const char* span, int place) const {
@@ -200,11 +267,11 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
     return sum;
   }
 
-  __device__ __forceinline__ void add_step(const char* stage, const char* span, int unit,
+  __device__ __forceinline__ void add_unit(const char* stage, const char* span, int unit,
                                            GroupSums (&sums)[kRows]) const {
     const int lane = threadIdx.x % 32;
-    const int place = place_in_span(unit);
-    const float constant = constant_of(span, place);
+    const int in_span = place_in_span(unit);
+    const float constant = constant_of(span, in_span);
     uint2 digits[kRows][kDigitGroups];
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
@@ -214,7 +281,7 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
     }
     const int row_bytes = Books::row_bytes(span_units);
     const __half2* const upper =
-        reinterpret_cast<const __half2*>(span + lane / 4 * row_bytes + place * kPrecision * 4);
+        reinterpret_cast<const __half2*>(span + lane / 4 * row_bytes + in_span * kPrecision * 4);
     const __half2* const lower = upper + 2 * row_bytes;
     float alpha[2][kUnitGroups * kPrecision];
 #pragma unroll
@@ -259,40 +326,41 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
   }
 
   __device__ __forceinline__ void walk() {
-    int tile = steps.begin / args.units;
-    int unit = steps.begin % args.units;
     int index = 0;
-    int span = 0;
     std::uint32_t parity = 0;
+    const char* const first_span = books(0);
+    const char* const end_of_spans = books(spans);
+    const char* span = first_span;
     GroupSums sums[kRows];
 #pragma unroll 1
-    for (int s = steps.begin; s < steps.end; ++s) {
+    for (; units > 0; --units) {
       ptx::barrier_wait(this->full(index), parity);
       __syncwarp();
-      add_step(this->stage(index), books(span), unit, sums);
+      add_unit(this->stage(index), span, place.unit, sums);
       __syncwarp();
-      if (s + stages < steps.end) copy_into(index);
+      if (left > 0) copy_into(index);
       if (++index == stages) {
         index = 0;
         parity ^= 1;
       }
-      if (place_in_span(++unit) == 0 && ++span == spans) span = 0;
-      if (unit == args.units || s + 1 == steps.end) {
-        put_sums(tile, sums);
-        unit = 0;
-        ++tile;
+      const int tile = place.tile;
+      advance(place);
+      if (place_in_span(place.unit) == 0) {
+        span += Books::bytes(span_units);
+        if (span == end_of_spans) span = first_span;
       }
+      if (place.tile != tile || units == 1) put_sums(tile, sums);
     }
   }
 
   __device__ __forceinline__ void run() {
     prepare();
     ptx::wait_for_predecessors();
-    take_activations<kRows>(args, this->shared + this->layout.planes, this->fixed());
-    sum_groups();
+    take_x();
     walk();
     __syncthreads();
-    finish<kRows, kWarps>(args, range, this->sums(), this->fixed(), [](int, int) { return 0.0f; });
+    finish<kRows, kWarps>(this->tiles(), range.end - range.begin, args.type, this->sums(),
+                          this->fixed(), [](int, int) { return 0.0f; });
   }
 };
 

@@ -65,8 +65,8 @@ cudaError_t launch_plane_mma(const Input& input, std::span<const Product> produc
 
 cudaError_t plane_mma(const Input& input, std::span<const Product> products, const Device& device,
                       cudaStream_t stream) {
-  // Two blocks a multiprocessor beat one up to 8 rows of x, and not beyond (benchmarks/RESULTS.md).
-  return launch_plane_mma(input, products, input.rows <= 8 ? 2 : 1, device, stream);
+  // A second block a multiprocessor leaves the next launch no room (benchmarks/RESULTS.md).
+  return launch_plane_mma(input, products, 1, device, stream);
 }
 
 }  // namespace anyprec::cuda

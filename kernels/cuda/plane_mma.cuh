@@ -6,6 +6,7 @@
 #include "kernels/cuda/plane_mma_x.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/scalars.cuh"
+#include "kernels/cuda/warp.cuh"
 
 /// y = x W^T for binary coding, with codebooks by groups along K:
 ///
@@ -68,13 +69,14 @@ struct PlaneCopies {
   BookCopies* plans;    ///< the thread's of each unit; kThreads apart
   std::uint32_t ring;   ///< the lane's part of the planes of the warp's first slot
   std::uint32_t books;  ///< the lane's part of the codebooks there
+  int warp;
   PlanePosition<Shape> at{};
   int slot_offset = 0;
 
   /// Calls take the units of a chunk in turn.
   template <int kUnit>
   __device__ __forceinline__ void start_next() {
-    const int warp = threadIdx.x / 32, lane_bytes = threadIdx.x % 32 * kLaneBytes;
+    const int lane_bytes = threadIdx.x % 32 * kLaneBytes;
     const int first = at.chunk * Shape::kChunkUnits + warp;
     if (kUnit == 0 && at.tile == at.first_tile) {  // a chunk begins
 #pragma unroll 1
@@ -262,7 +264,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   extern __shared__ __align__(128) char shared[];
   ptx::launch_dependents();
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = warp_number();
   const int g = lane / 4, t = lane % 4;
   const auto [first_tile, tiles] = run_of_block(args.tiles);
 
@@ -285,7 +287,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       tiles,
       reinterpret_cast<BookCopies*>(shared + Shape::kPlans) + threadIdx.x,
       first_slot + lane * kLaneBytes,
-      first_slot + Shape::kBits * kRecordBytes + BookCopies::template lane_offset<Shape>()};
+      first_slot + Shape::kBits * kRecordBytes + BookCopies::template lane_offset<Shape>(),
+      warp};
 #pragma unroll 1
   for (int i = 0; i < kStages; i += kUnits) {
     each_unit<kUnits>([&](auto u) { copies.template start_next<u()>(); });

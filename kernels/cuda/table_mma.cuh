@@ -8,6 +8,7 @@
 #include "kernels/cuda/scalars.cuh"
 #include "kernels/cuda/table_lookup.cuh"
 #include "kernels/cuda/table_mma_shape.cuh"
+#include "kernels/cuda/warp.cuh"
 
 /// y = x W^T by look-ups: a table of a tile's 16 rows lies in shared memory, bit planes become
 /// bytes that address it (code_bytes.cuh), and the values found are the A operand of mma.m16n8k16.
@@ -49,11 +50,12 @@ struct UnitCopies {
   const Tile* run;
   int tiles;
   std::uint32_t ring;  ///< the lane's part of the first slot
+  int warp;
   Position at{};
   int unit = 0, slot = 0;
 
   __device__ __forceinline__ void start_next() {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
     const int in_chunk = unit * Shape::kWarps + warp;
     const int of_k = at.chunk * args.chunk_units + in_chunk;
     if (at.first_row < args.x_rows && in_chunk < args.chunk_units && of_k < args.units) {
@@ -85,7 +87,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   ptx::launch_dependents();
 
   const bool bfloat16 = args.type == ScalarType::kBFloat16;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int warp = warp_number();
   const int g = lane / 4, t = lane % 4;
   const auto [first_tile, tiles] = run_of_block(args.tiles);
   const int passes = args.chunks * ((args.x_rows + Shape::kRows - 1) / Shape::kRows);
@@ -105,7 +108,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   float* const sums = reinterpret_cast<float*>(shared + Shape::kSums);
   const char* const ring =
       shared + Shape::kRing + warp * kStages * Shape::kUnitBytes + lane * kLaneBytes;
-  UnitCopies<Shape> copies{args, run, tiles, ptx::shared_address(ring)};
+  UnitCopies<Shape> copies{args, run, tiles, ptx::shared_address(ring), warp};
 
   // Copies go in groups, one a unit and one a tile's codebooks, so that a number of groups says
   // what has landed. Before the first item the order is as if items had gone before.

@@ -5,6 +5,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/table_wgmma_lookup.cuh"
 #include "kernels/cuda/table_wgmma_runs.cuh"
+#include "kernels/cuda/warp.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 /// y = x W^T by look-ups for some dozens of rows of x (compute capability 9.0): values found in
@@ -51,7 +52,7 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
                                                std::uint32_t barriers, std::uint32_t ring) {
   constexpr int kBits = Shape::kBits, kRows = Shape::kRows, kSlots = Shape::kSlots;
   constexpr int kSumCount = kRows / 2;
-  const int index = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int index = warp_number() % 4, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
   Tile* const tiles = reinterpret_cast<Tile*>(shared + Shape::kTiles);
   float* const sums = reinterpret_cast<float*>(shared + Shape::kSums);
@@ -201,8 +202,8 @@ __global__ void __launch_bounds__(Shape::kAllThreads, 1)
   } else {
     __syncthreads();
   }
-  const bool copies = threadIdx.x >= Shape::kThreads;
-  const int warp = threadIdx.x / 32;
+  const int warp = warp_number();
+  const bool copies = warp >= Shape::kThreads / 32;
   const int group = copies ? warp % 4 : warp / 4;
   const std::uint32_t barriers =
       ptx::shared_address(shared + Shape::kBarriers) + group * Shape::kSlots * 16;

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/table_lookup.cuh"
 #include "kernels/cuda/table_wgmma_shape.cuh"
+#include "kernels/cuda/warp.cuh"
 
 /// Tables of the wgmma kernel, and the operands that look-ups in them give.
 namespace anyprec::cuda {
@@ -58,7 +59,7 @@ __device__ __forceinline__ void build_tables(const TableForm& form, const Tile* 
   const Tile& tile = tiles[index];
   const bool has_top = g < tile.rows, has_low = g + 8 < tile.rows;
   char* const words = tables + index / 2 * Shape::kPairStride + index % 2 * 128 + g * 16;
-  const int first = threadIdx.x / 32 * kCount;
+  const int first = warp_number() * kCount;
   const auto store = [&](int entry, std::uint32_t top, std::uint32_t low) {
     const std::uint32_t word = top | low << 16;
     *reinterpret_cast<uint4*>(words + entry * 256) = make_uint4(word, word, word, word);

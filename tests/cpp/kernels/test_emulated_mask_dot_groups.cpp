@@ -69,6 +69,15 @@ TEST_P(EmulatedMaskDotGroups, SpansOfOneUnit) {
   run<8, 2>(70, 1280, kHalf, 1, 2, GetParam(), true, 1);
 }
 
+TEST_P(EmulatedMaskDotGroups, TurnsOfWarps) {
+  run<4, 1>(37, 1024, kHalf, 1, 2, GetParam());
+  run<5, 2>(50, 1280, kBrain, 2, 3, GetParam(), true, 3);
+  run<6, 1>(200, 256, kHalf, 1, 3, GetParam());
+  run<8, 1>(90, 768, kHalf, 1, 3, GetParam());
+  run<8, 2>(33, 5120, kHalf, 1, 2, GetParam());
+  run<7, 1>(5, 512, kHalf, 1, 3, GetParam());
+}
+
 TEST_P(EmulatedMaskDotGroups, RingsLongerAndShorterThanARun) {
   run<3, 1>(150, 1024, kHalf, 1, 3, GetParam());
   run<2, 1>(200, 512, kHalf, 1, 20, GetParam());

@@ -232,6 +232,9 @@ T max(T a, T b) {
 }
 inline void __syncwarp() { anyprec::testing::emulated::block().meet_warp(); }
 inline void __syncthreads() { anyprec::testing::emulated::block().meet_block(); }
+inline unsigned __shfl_sync(unsigned /*mask*/, unsigned value, int lane) {
+  return anyprec::testing::emulated::block().exchange(value, lane);
+}
 template <class T>
 T __shfl_xor_sync(unsigned /*mask*/, T value, int mask) {
   anyprec::testing::emulated::Block& block = anyprec::testing::emulated::block();
