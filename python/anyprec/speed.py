@@ -64,6 +64,7 @@ def decode_speed(
         input_ids = torch.arange(1, 9)[None]
     input_ids = input_ids.to(model.device)
     options = {} if precision is None else {"precision": precision}
+    no_token = model.config.get_text_config().vocab_size  # the engine has no least length
 
     def run(count: int) -> TokenClock:
         clock = TokenClock()
@@ -71,8 +72,8 @@ def decode_speed(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             do_sample=False,
-            min_new_tokens=count,
             max_new_tokens=count,
+            eos_token_id=no_token,
             streamer=clock,
             **options,
         )
