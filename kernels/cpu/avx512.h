@@ -5,7 +5,8 @@
 #include "kernels/cpu/split_tables.h"
 
 /// AVX-512 (F, BW, VL, DQ). A step is two units: the first in the lower 256 bits of every vector,
-/// the second in the upper. Up to 4 bits, `pshufb` looks up bytes of split tables (split_tables.h);
+/// the second in the upper. Up to 4 bits, `pshufb` looks up bytes of tables that are split into 16
+/// low and 16 high ones and brought in the order of nibbles (split_tables.h) in registers;
 /// from 5 bits up, `vpermw` looks up words by their lowest five bits, in tables of plain 16-bit
 /// entries.
 namespace anyprec::cpu {
@@ -84,6 +85,13 @@ struct Avx512 {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
   }
 
+  /// The 16 bytes of a table of B <= 4 bits in the order of the nibbles of blocks j % 4 = m, in
+  /// every 128-bit lane.
+  template <int B>
+  static ANYPREC_INLINE Vec by_nibble(const std::uint8_t* bytes, int m) {
+    return _mm512_shuffle_epi8(repeat(bytes), repeat(kNibbleCodes<B>.bytes[m]));
+  }
+
   /// Block J's codes of more than four bits, as bytes.
   template <int B, int J>
   static ANYPREC_INLINE Vec code_bytes(const Codes<B>& codes) {
@@ -121,9 +129,8 @@ struct Avx512 {
 
     explicit ANYPREC_INLINE Table(const std::uint8_t* table) : bytes(table) {
       for (int i = 0; i < kCount; ++i) {
-        const Vec codes = repeat(kNibbleCodes<B>.bytes[i]);
-        low[i] = _mm512_shuffle_epi8(repeat(table), codes);
-        high[i] = _mm512_shuffle_epi8(repeat(table + 16), codes);
+        low[i] = by_nibble<B>(table, i);
+        high[i] = by_nibble<B>(table + 16, i);
       }
     }
   };
@@ -149,13 +156,15 @@ struct Avx512 {
   }
 
   static void arrange_table(const std::uint16_t* values, int precision, std::uint8_t* table) {
-    if (precision <= 4) {
-      const int count = 1 << precision;
-      const __mmask16 entries = static_cast<__mmask16>((1u << count) - 1);
-      return split_words(_mm256_maskz_loadu_epi16(entries, values), table);
-    }
+    if (precision <= 4) return split_words(small_table(values, precision), table);
     for (int i = 0; i < 1 << precision; i += 32)
       _mm512_storeu_si512(table + 2 * i, _mm512_loadu_si512(values + i));
+  }
+
+  /// The entries of a table of up to 4 bits, those past it zero.
+  static ANYPREC_INLINE __m256i small_table(const std::uint16_t* values, int precision) {
+    const __mmask16 entries = static_cast<__mmask16>((1u << (1 << precision)) - 1);
+    return _mm256_maskz_loadu_epi16(entries, values);
   }
 
   /// The 16 entries of a table of up to 4 bits: their low bytes, then their high ones.
@@ -169,23 +178,21 @@ struct Avx512 {
   /// The fixed-point table of up to 4 bits.
   static ANYPREC_INLINE float fixed_small_table(const std::uint16_t* halves, int precision,
                                                 std::uint8_t* table) {
-    const int count = 1 << precision;
-    const __mmask16 entries = static_cast<__mmask16>((1u << count) - 1);
-    const __m256i values = _mm256_maskz_loadu_epi16(entries, halves);
-    const __m256i magnitudes = _mm256_and_si256(values, _mm256_set1_epi16(0x7fff));
-    const float largest = largest_of_eight(
-        _mm_max_epu16(_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256(magnitudes, 1)));
+    const __m256i values = small_table(halves, precision);
+    const float largest = largest_of_sixteen(_mm256_and_si256(values, _mm256_set1_epi16(0x7fff)));
     const __m512 factor = _mm512_set1_ps(largest > 0 ? kTableSteps / largest : 0.0f);
     const Vec fixed = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtph_ps(values), factor));
     split_words(_mm512_cvtepi32_epi16(fixed), table);
     return largest;
   }
 
-  /// The largest of eight magnitudes in fp16, or NaN where one is not finite.
-  static ANYPREC_INLINE float largest_of_eight(__m128i magnitudes) {
+  /// The largest of 16 magnitudes in fp16, or NaN where one is not finite.
+  static ANYPREC_INLINE float largest_of_sixteen(__m256i magnitudes) {
+    const __m128i eight =
+        _mm_max_epu16(_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256(magnitudes, 1));
     // There is an instruction for the least of eight words.
     const __m128i ones = _mm_set1_epi16(-1);
-    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(magnitudes, ones));
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight, ones));
     const __m128i greatest = _mm_xor_si128(least, ones);
     if (_mm_extract_epi16(greatest, 0) >= 0x7c00) return kNotANumber;
     return _mm_cvtss_f32(_mm_cvtph_ps(greatest));
@@ -198,11 +205,8 @@ struct Avx512 {
       const Vec v = _mm512_loadu_si512(halves + i);
       most = _mm512_max_epu16(most, _mm512_and_si512(v, _mm512_set1_epi16(0x7fff)));
     }
-    const __m256i half =
-        _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
-    const __m128i quarter =
-        _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    return largest_of_eight(quarter);
+    return largest_of_sixteen(
+        _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1)));
   }
   static ANYPREC_INLINE Vec fix_sixteen(const std::uint16_t* halves, __m512 factor) {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));

@@ -137,15 +137,16 @@ struct FixedWords {
     if constexpr (S::kHalfTables) {
       return precision > 4 ? S::fixed_large_table(halves, precision, table)
                            : S::fixed_small_table(halves, precision, table);
-    }
-    float values[1 << kMaxPrecision];
-    if (precision == 2) {
-      const __m128i four = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(halves));
-      _mm256_storeu_ps(values, _mm256_cvtph_ps(four));
     } else {
-      half_to_float(halves, 1 << precision, values);
+      float values[1 << kMaxPrecision];
+      if (precision == 2) {
+        const __m128i four = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(halves));
+        _mm256_storeu_ps(values, _mm256_cvtph_ps(four));
+      } else {
+        half_to_float(halves, 1 << precision, values);
+      }
+      return fixed_padded_table(values, precision, table);
     }
-    return fixed_padded_table(values, precision, table);
   }
 
   template <int kPrecision, int kRows, bool kGrouped>

@@ -43,9 +43,8 @@ struct Avx512Vbmi : Avx512 {
           low[i] = _mm512_castsi256_si512(load256(bytes));
           high[i] = _mm512_castsi256_si512(load256(bytes + 32));
         } else {
-          const Vec codes = repeat(kNibbleCodes<B>.bytes[i]);
-          low[i] = _mm512_shuffle_epi8(repeat(bytes), codes);
-          high[i] = _mm512_shuffle_epi8(repeat(bytes + 16), codes);
+          low[i] = by_nibble<B>(bytes, i);
+          high[i] = by_nibble<B>(bytes + 16, i);
         }
       }
     }

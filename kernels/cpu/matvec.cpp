@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/cpu/paths.h"
 #include "kernels/cpu/row_tables.h"
@@ -54,11 +55,10 @@ void multiply_rows(const Weights& weights, const KernelSet& kernels, const Activ
     matvec(plane_row(weights, first), {tables.data(), scales.data(), groups, group_blocks},
            fixed.rows(), count, results[0]);
     for (int i = 0; i < rows; ++i) y.store(i, first, results[i], count);
-    for (std::int64_t i = 0; i < count * groups; ++i) {
-      if (scales.data()[i] == scales.data()[i]) continue;
-      const std::int64_t row = i / groups;  // not finite: nothing of it counts
-      multiply_unbounded_row(weights, kernels, first + row, x, y);
-      i = (row + 1) * groups - 1;
+    for (int r = 0; r < count; ++r) {
+      const float* const of_row = scales.data() + r * groups;
+      if (std::any_of(of_row, of_row + groups, [](float scale) { return std::isnan(scale); }))
+        multiply_unbounded_row(weights, kernels, first + r, x, y);
     }
   }
 }

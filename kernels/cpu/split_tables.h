@@ -5,7 +5,8 @@
 /// Tables of 16-bit entries split into their low and high bytes, for instruction sets that look up
 /// bytes. From 5 bits up, bytes [0, 2^b) of a table are the low ones and [2^b, 2^(b+1)) the high
 /// ones; up to 4 bits there are four tables of 16 low and 16 high bytes, one for each j % 4 of a
-/// block j, indexed by nibbles as the planes' turned bits leave them.
+/// block j, indexed by nibbles as the planes' turned bits leave them (AVX-512 makes the four of one
+/// in registers: avx512.h).
 namespace anyprec::cpu {
 namespace {
 
