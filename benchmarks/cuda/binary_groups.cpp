@@ -37,8 +37,8 @@ extern "C" int anyprec_binary_groups(const char* kernel, const void* x, std::int
   if (const cudaError_t status = current_device(device); status != cudaSuccess) return status;
   try {
     if (name == "mask-dot") {
-      if (!mask_dot_serves(input, {&product, 1}, device)) return -2;
-      return mask_dot(input, {}, {&product, 1}, device, stream);
+      if (!mask_dot_serves(input, {}, {&product, 1}, device)) return -2;
+      return mask_dot(input, {}, {}, {&product, 1}, device, stream);
     }
     if (name == "dequantize") {
       const auto bytes = static_cast<std::size_t>(workspace_bytes);
@@ -46,8 +46,8 @@ extern "C" int anyprec_binary_groups(const char* kernel, const void* x, std::int
       return dequantize_matmul(input, {&product, 1}, {workspace, bytes, cublas}, device, stream);
     }
     if (name == "tables") {
-      if (!table_mma_serves(input, {&product, 1}, device)) return -2;
-      return table_mma(input, {&product, 1}, device, stream);
+      if (!table_mma_serves(input, {}, {&product, 1}, device)) return -2;
+      return table_mma(input, {}, {&product, 1}, device, stream);
     }
     if (!plane_mma_serves(input, {&product, 1}, device)) return -2;
     return launch_plane_mma(input, {&product, 1}, name == "planes x2" ? 2 : 1, device, stream);

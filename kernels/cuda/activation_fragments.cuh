@@ -5,7 +5,10 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/fused.h"
 #include "kernels/cuda/layout.h"
+#include "kernels/cuda/norm_scale.cuh"
+#include "kernels/cuda/vectors.cuh"
 
 /// x as the B operand of mma.m16n8k16, in fp16, in the registers of the warp that multiplies by it.
 ///
@@ -114,6 +117,76 @@ __device__ __forceinline__ void bfloat16_to_half(ActivationFragments<kHalves, kF
   }
 }
 
+/// Eight values of the type.
+__device__ __forceinline__ void unpack_eight(const uint4& eight, bool bfloat16, float (&v)[8]) {
+  const std::uint32_t words[] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair =
+        bfloat16 ? unpack<ScalarType::kBFloat16>(words[i]) : unpack<ScalarType::kFloat16>(words[i]);
+    v[2 * i] = pair.x;
+    v[2 * i + 1] = pair.y;
+  }
+}
+__device__ __forceinline__ uint4 pack_eight(const float (&v)[8], bool bfloat16) {
+  std::uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    words[i] = bfloat16 ? pack<ScalarType::kBFloat16>(v[2 * i], v[2 * i + 1])
+                        : pack<ScalarType::kFloat16>(v[2 * i], v[2 * i + 1]);
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+/// The lane's runs of 8 elements, one of each unit, of a row that is a vector (ActivationRows);
+/// zeros past its end.
+template <int kUnits>
+struct LaneRuns {
+  uint4 eight[kUnits];
+
+  /// row: null for zeros.
+  __device__ __forceinline__ LaneRuns(const void* row, int first_column, int stride, int columns) {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int column = first_column + u * stride + 8 * (static_cast<int>(threadIdx.x) % 32);
+      eight[u] = make_uint4(0, 0, 0, 0);
+      if (row != nullptr && column < columns) {
+        eight[u] = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(row) + column);
+      }
+    }
+  }
+
+  /// The norm of the row that the kWarps warps of a block hold together. scratch: a float of each
+  /// warp, kScratchStride apart. Every thread of the block calls it.
+  template <int kWarps, int kScratchStride>
+  __device__ __forceinline__ void normalize(const InputNorm& norm, const LaneRuns& weights,
+                                            bool bfloat16, float* scratch) {
+    float squares = 0.0f;
+    float v[kUnits][8];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      unpack_eight(eight[u], bfloat16, v[u]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares = fmaf(v[u][i], v[u][i], squares);
+    }
+    squares = warp_sum(squares);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32 * kScratchStride] = squares;
+    __syncthreads();
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += scratch[w * kScratchStride];
+    const float scale = norm_scale(norm, sum);
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      float weight[8];
+      unpack_eight(weights.eight[u], bfloat16, weight);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[u][i] = v[u][i] * scale * (weight[i] + norm.offset);
+      eight[u] = pack_eight(v[u], bfloat16);
+    }
+  }
+};
+
 /// The fragments of one row in shared memory: a warp's part is [half h][j][t] runs of 8 columns, so
 /// that the lanes of row 0 read a contiguous piece. Written and read by the same warp.
 template <int kUnits>
@@ -154,6 +227,36 @@ __device__ __forceinline__ void share_activations(const ActivationRows& from, bo
       eight[u].w = scaled_halves(eight[u].w, scale);
     }
     part[u * 32 + place] = eight[u];
+  }
+  if (lane == 0) inverse = undo;
+}
+
+/// The same of runs in the lanes' registers.
+template <int kUnits>
+__device__ __forceinline__ void share_runs(const LaneRuns<kUnits>& runs, bool bfloat16, uint4* part,
+                                           float& inverse) {
+  const int lane = threadIdx.x % 32;
+  const int place = lane / 16 * 16 + lane % 4 * 4 + lane / 4 % 4;
+  std::uint32_t largest = 0;
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    const uint4& eight = runs.eight[u];
+    for (const std::uint32_t pair : {eight.x, eight.y, eight.z, eight.w}) {
+      largest = max(largest, max(pair & 0x7fff0000u, (pair << 16) & 0x7fff0000u));
+    }
+  }
+  float scale = 1.0f, undo = 1.0f;
+  if (bfloat16) power_of_two_scale(__reduce_max_sync(0xffffffffu, largest), scale, undo);
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    uint4 eight = runs.eight[u];
+    if (bfloat16) {
+      eight.x = scaled_halves(eight.x, scale);
+      eight.y = scaled_halves(eight.y, scale);
+      eight.z = scaled_halves(eight.z, scale);
+      eight.w = scaled_halves(eight.w, scale);
+    }
+    part[u * 32 + place] = eight;
   }
   if (lane == 0) inverse = undo;
 }

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "anyprec/cuda.h"
 #include "kernels/cuda/layout.h"
@@ -31,31 +32,34 @@ struct PlaneScale {
   float sum;   ///< of the row's values
 };
 
+/// A chunk as it lies in memory: of 16-bit types the first half of the words.
+using ChunkWords = std::uint32_t[kChunkColumns];
+
 /// Columns [first, first + 16) of a row of K values; zeros past K.
-__device__ inline void load_chunk(const void* row, ScalarType type, std::int64_t first,
-                                  std::int64_t columns, float (&v)[kChunkColumns]) {
+__device__ __forceinline__ void read_chunk(const void* row, ScalarType type, std::int64_t first,
+                                           std::int64_t columns, ChunkWords& words) {
   const std::int64_t left = columns - first;
-  if (type == ScalarType::kFloat32) {
-    const float* p = static_cast<const float*>(row) + first;
-    if (left >= kChunkColumns && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
+  const auto read_whole = [&](const void* p, auto count) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float4 f = reinterpret_cast<const float4*>(p)[i];
-        v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
-      }
+    for (int i = 0; i < count() / 4; ++i) {
+      const uint4 four = static_cast<const uint4*>(p)[i];
+      words[4 * i] = four.x, words[4 * i + 1] = four.y;
+      words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+    }
+  };
+  if (type == ScalarType::kFloat32) {
+    const std::uint32_t* p = static_cast<const std::uint32_t*>(row) + first;
+    if (left >= kChunkColumns && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
+      read_whole(p, std::integral_constant<int, kChunkColumns>{});
     } else {
 #pragma unroll
-      for (int i = 0; i < kChunkColumns; ++i) v[i] = i < left ? p[i] : 0.0f;
+      for (int i = 0; i < kChunkColumns; ++i) words[i] = i < left ? p[i] : 0u;
     }
     return;
   }
   const std::uint16_t* p = static_cast<const std::uint16_t*>(row) + first;
-  std::uint32_t words[kChunkColumns / 2];
   if (left >= kChunkColumns && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
-    const uint4 low = reinterpret_cast<const uint4*>(p)[0];
-    const uint4 high = reinterpret_cast<const uint4*>(p)[1];
-    words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
-    words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
+    read_whole(p, std::integral_constant<int, kChunkColumns / 2>{});
   } else {
 #pragma unroll
     for (int i = 0; i < kChunkColumns / 2; ++i) {
@@ -63,6 +67,16 @@ __device__ inline void load_chunk(const void* row, ScalarType type, std::int64_t
       const std::uint32_t odd = 2 * i + 1 < left ? p[2 * i + 1] : 0u;
       words[i] = even | odd << 16;
     }
+  }
+}
+
+/// Their values.
+__device__ __forceinline__ void unpack_chunk(const ChunkWords& words, ScalarType type,
+                                             float (&v)[kChunkColumns]) {
+  if (type == ScalarType::kFloat32) {
+#pragma unroll
+    for (int i = 0; i < kChunkColumns; ++i) v[i] = __uint_as_float(words[i]);
+    return;
   }
 #pragma unroll
   for (int i = 0; i < kChunkColumns / 2; ++i) {
@@ -75,6 +89,14 @@ __device__ inline void load_chunk(const void* row, ScalarType type, std::int64_t
       v[2 * i + 1] = f.y;
     }
   }
+}
+
+/// Both.
+__device__ inline void load_chunk(const void* row, ScalarType type, std::int64_t first,
+                                  std::int64_t columns, float (&v)[kChunkColumns]) {
+  ChunkWords words;
+  read_chunk(row, type, first, columns, words);
+  unpack_chunk(words, type, v);
 }
 
 /// Bits of the largest magnitude: they order as magnitudes do, infinity and NaN last.
@@ -161,57 +183,98 @@ __device__ inline int write_chunk_planes(const float (&v)[kChunkColumns], float 
   return sum;
 }
 
+/// Rows are taken as they are.
+struct NoNorm {
+  static constexpr bool kWanted = false;
+};
+
 /// A block turns kRows rows of x into planes and calls on_chunk(row, chunk, sum of its integers)
 /// in whole warps, for chunks past the last too (sum 0). `scratch` holds kRows * warps words of
-/// shared memory; `planes`, kUnitPlaneBytes a unit, may be shared or global. to_value: RowScale's.
-template <int kThreads, int kRows, class OnChunk>
+/// shared memory, with a norm 2 * warps; `planes`, kUnitPlaneBytes a unit, may be shared or global.
+/// to_value: RowScale's. norm: NoNorm, or ChunkNorm of one row, which is one chunk a thread at
+/// most.
+///
+/// The passes share one copy of the code: what a launch does once costs it the time to fetch its
+/// instructions.
+template <int kThreads, int kRows, class Norm, class OnChunk>
 __device__ __forceinline__ void rows_to_planes(const void* x, std::int64_t stride, ScalarType type,
                                                std::int64_t columns, void* planes,
                                                std::uint32_t* scratch, float (&to_value)[kRows],
-                                               const OnChunk& on_chunk) {
+                                               Norm norm, const OnChunk& on_chunk) {
+  static_assert(!Norm::kWanted || kRows == 1);
   constexpr int kWarps = kThreads / 32;
   const int thread = threadIdx.x;
   const int lane = thread % 32;
   const int units = static_cast<int>(unit_count(columns));
   const int chunks = units * (kUnitColumns / kChunkColumns);
   const std::int64_t row_bytes = stride * (type == ScalarType::kFloat32 ? 4 : 2);
-  const auto load = [&](int m, int chunk, float(&v)[kChunkColumns]) {
-    load_chunk(static_cast<const char*>(x) + m * row_bytes, type,
-               static_cast<std::int64_t>(chunk) * kChunkColumns, columns, v);
-  };
-  float first[kRows][kChunkColumns];  // the thread's first chunk, kept for the second pass
-  std::uint32_t largest[kRows];
+  enum Pass { kSquares, kLargest, kWrite };
+  int first = kLargest;
+  if constexpr (Norm::kWanted) first = norm.wanted() ? kSquares : kLargest;
+
+  float v[kRows][kChunkColumns];
+  int held = -1;  // the chunk in v
+  // Passes go to and fro: each begins with the chunk that is held.
+  int chunk = thread;
+  int step = kThreads;
+  float to_integer[kRows] = {};
+#pragma unroll 1
+  for (int pass = first;; ++pass) {
+    float squares = 0.0f;
+    std::uint32_t largest[kRows] = {};
+#pragma unroll 1
+    for (; chunk >= 0 && chunk - lane < chunks; chunk += step) {
+      if (chunk != held) {
 #pragma unroll
-  for (int m = 0; m < kRows; ++m) load(m, thread, first[m]);
-#pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-    largest[m] = largest_bits(first[m]);
-    for (int chunk = thread + kThreads; chunk < chunks; chunk += kThreads) {
-      float v[kChunkColumns];
-      load(m, chunk, v);
-      largest[m] = max(largest[m], largest_bits(v));
-    }
-    largest[m] = __reduce_max_sync(~0u, largest[m]);
-    if (lane == 0) scratch[m * kWarps + thread / 32] = largest[m];
-  }
-  __syncthreads();
-#pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) largest[m] = max(largest[m], scratch[m * kWarps + w]);
-    const RowScale scale(largest[m]);
-    to_value[m] = scale.to_value;
-    char* const to = static_cast<char*>(planes) + m * units * kUnitPlaneBytes;
-    for (int chunk = thread; chunk - lane < chunks; chunk += kThreads) {
-      int sum = 0;
-      if (chunk == thread) {
-        if (chunk < chunks) sum = write_chunk_planes(first[m], scale.to_integer, chunk, to);
-      } else if (chunk < chunks) {
-        float v[kChunkColumns];
-        load(m, chunk, v);
-        sum = write_chunk_planes(v, scale.to_integer, chunk, to);
+        for (int m = 0; m < kRows; ++m) {
+          load_chunk(static_cast<const char*>(x) + m * row_bytes, type,
+                     static_cast<std::int64_t>(chunk) * kChunkColumns, columns, v[m]);
+        }
+        held = chunk;
       }
-      on_chunk(m, chunk, sum);
+      if (pass == kWrite) {
+#pragma unroll
+        for (int m = 0; m < kRows; ++m) {
+          char* const to = static_cast<char*>(planes) + m * units * kUnitPlaneBytes;
+          int sum = 0;
+          if (chunk < chunks) sum = write_chunk_planes(v[m], to_integer[m], chunk, to);
+          on_chunk(m, chunk, sum);
+        }
+        continue;
+      }
+      if constexpr (Norm::kWanted) {
+        if (pass == kSquares) {
+#pragma unroll
+          for (int i = 0; i < kChunkColumns; ++i) squares = fmaf(v[0][i], v[0][i], squares);
+          continue;
+        }
+        if (first == kSquares) norm.apply(v[0]);
+      }
+#pragma unroll
+      for (int m = 0; m < kRows; ++m) largest[m] = max(largest[m], largest_bits(v[m]));
+    }
+    if (pass == kWrite) return;
+    chunk -= step;
+    step = -step;
+    if constexpr (Norm::kWanted) {
+      if (pass == kSquares) {
+        norm.template set<kThreads>(squares, reinterpret_cast<float*>(scratch + kWarps));
+        continue;
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+      largest[m] = __reduce_max_sync(~0u, largest[m]);
+      if (lane == 0) scratch[m * kWarps + thread / 32] = largest[m];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) largest[m] = max(largest[m], scratch[m * kWarps + w]);
+      const RowScale scale(largest[m]);
+      to_integer[m] = scale.to_integer;
+      to_value[m] = scale.to_value;
     }
   }
 }
@@ -253,9 +316,9 @@ template <int kThreads>
 __device__ inline PlaneScale activations_to_planes(const void* row, ScalarType type,
                                                    std::int64_t columns, void* planes,
                                                    std::uint32_t* scratch) {
-  float to_value[1];
+  float to_value[1] = {};
   ChunkSums sums;
-  rows_to_planes<kThreads, 1>(row, 0, type, columns, planes, scratch, to_value,
+  rows_to_planes<kThreads, 1>(row, 0, type, columns, planes, scratch, to_value, NoNorm{},
                               [&](int, int, int sum) { sums.add(sum); });
   __syncthreads();
   sums.put(scratch, kThreads / 32);

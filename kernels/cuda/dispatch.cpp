@@ -51,12 +51,12 @@ LinearPath choose_path(const Input& input, std::span<const Product> products,
   const Weights& first = products.front().weights;
   const bool planes = plane_mma_serves(input, products, device) && few_plane_columns(input, first);
   if (planes && input.rows >= kFewestPlaneRows) return LinearPath::kPlaneMma;
-  const bool masks = mask_dot_serves(input, products, device);
+  const bool masks = mask_dot_serves(input, {}, products, device);
   if (masks && few_masks(input, first)) return LinearPath::kMaskDot;
   if (input.rows >= kFewestWgmmaRows && table_wgmma_serves(input, products, device)) {
     return LinearPath::kTableWgmma;
   }
-  if (table_mma_serves(input, products, device)) return LinearPath::kTableMma;
+  if (table_mma_serves(input, {}, products, device)) return LinearPath::kTableMma;
   if (masks) return LinearPath::kMaskDot;
   return planes ? LinearPath::kPlaneMma : LinearPath::kDequantize;
 }

@@ -5,6 +5,7 @@
 #include "kernels/cuda/dequantize_matmul.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/dispatch.h"
+#include "kernels/cuda/fused.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/mask_dot.h"
 #include "kernels/cuda/plane_mma.h"
@@ -134,11 +135,11 @@ cudaError_t linear(const Input& input, std::span<const Product> products,
             std::to_string(wanted));
   switch (path) {
     case LinearPath::kMaskDot:
-      return mask_dot(input, {}, products, device, stream);
+      return mask_dot(input, {}, {}, products, device, stream);
     case LinearPath::kPlaneMma:
       return plane_mma(input, products, device, stream);
     case LinearPath::kTableMma:
-      return table_mma(input, products, device, stream);
+      return table_mma(input, {}, products, device, stream);
     case LinearPath::kTableWgmma:
       check_aligned("workspace", workspace.data, 16);
       return table_wgmma(input, products, workspace.data, device, stream);
@@ -147,6 +148,34 @@ cudaError_t linear(const Input& input, std::span<const Product> products,
   }
   check(workspace.cublas != nullptr, "no cuBLAS handle");
   return dequantize_matmul(input, products, workspace, device, stream);
+}
+
+bool linear_fuses(const Input& input, const Fused& fused, std::span<const Product> products) {
+  check_all(input, products);
+  const Device device = device_or_throw();
+  switch (choose_path(input, products, device)) {
+    case LinearPath::kMaskDot:
+      return mask_dot_serves(input, fused, products, device);
+    case LinearPath::kTableMma:
+      return table_mma_serves(input, fused, products, device);
+    default:
+      return false;
+  }
+}
+
+cudaError_t linear_fused(const Input& input, const ActivationPlanes& planes, const Fused& fused,
+                         std::span<const Product> products, cudaStream_t stream) {
+  check(linear_fuses(input, fused, products),
+        "a norm or a sum with the product needs a kernel for few rows of x (linear_fuses)");
+  if (nothing_to_do(input, products)) return cudaSuccess;
+  const Device device = device_or_throw();
+  const bool normed = fused.norm.weight != nullptr;
+  Fused complete = fused;
+  complete.norm.per_column = 1.0f / static_cast<float>(products.front().weights.in_features);
+  return choose_path(input, products, device) == LinearPath::kMaskDot
+             ? mask_dot(input, normed ? ActivationPlanes{} : planes, complete, products, device,
+                        stream)
+             : table_mma(input, complete, products, device, stream);
 }
 
 cudaError_t linear_from_planes(const Input& input, const ActivationPlanes& planes,
@@ -158,9 +187,9 @@ cudaError_t linear_from_planes(const Input& input, const ActivationPlanes& plane
   check(planes.planes != nullptr && planes.scales != nullptr, "planes of x are null");
   check_aligned("planes of x", planes.planes, 16);
   const Device device = device_or_throw();
-  check(mask_dot_serves(input, products, device),
+  check(mask_dot_serves(input, {}, products, device),
         "planes of x serve one or two rows and codebooks of few masks (linear_path)");
-  return mask_dot(input, planes, products, device, stream);
+  return mask_dot(input, planes, {}, products, device, stream);
 }
 
 cudaError_t linear_at(const Input& input, const int* precision, std::span<const Product> products,

@@ -79,7 +79,8 @@ struct Launch {
   SharedPlan shared;
 };
 
-std::optional<Launch> plan(const Input& input, std::span<const Product> products, unsigned wanted,
+std::optional<Launch> plan(const Input& input, const Fused& fused,
+                           std::span<const Product> products, unsigned wanted,
                            const Device& device) {
   if (input.rows < 1 || input.rows > kMostRows || products.empty()) return std::nullopt;
   const Weights& first = products.front().weights;
@@ -89,6 +90,9 @@ std::optional<Launch> plan(const Input& input, std::span<const Product> products
   for (int i = 0; i < kPrecisions; ++i) {
     if ((wanted >> i & 1) && kernels->precision[i] == nullptr) return std::nullopt;
   }
+  if (fused.norm.weight != nullptr && (rows > 1 || first.in_features > kMaskDotNormColumns)) {
+    return std::nullopt;
+  }
   const std::int64_t tiles = total_tiles(products);
   if (tiles == 0 || tiles >= std::int64_t{1} << 26) return std::nullopt;
   const std::optional<SharedPlan> shared =
@@ -97,7 +101,7 @@ std::optional<Launch> plan(const Input& input, std::span<const Product> products
   return Launch{*kernels, *shared};
 }
 
-MaskDotArgs arguments(const Input& input, const ActivationPlanes& planes,
+MaskDotArgs arguments(const Input& input, const ActivationPlanes& planes, const Fused& fused,
                       std::span<const Product> products, const SharedPlan& shared) {
   const Weights& first = products.front().weights;
   MaskDotArgs args{};
@@ -106,6 +110,7 @@ MaskDotArgs arguments(const Input& input, const ActivationPlanes& planes,
   args.type = input.type;
   args.x_planes = planes.planes;
   args.x_scales = planes.scales;
+  args.fused = fused;
   args.columns = static_cast<int>(first.in_features);
   args.units = static_cast<int>(unit_count(first.in_features));
   args.products = static_cast<int>(products.size());
@@ -144,18 +149,19 @@ unsigned common_precisions(std::span<const Codebooks> codebooks) {
 
 }  // namespace
 
-bool mask_dot_serves(const Input& input, std::span<const Product> products, const Device& device) {
-  return !products.empty() &&
-         plan(input, products, 1u << (products.front().weights.precision - kMinPrecision), device)
-             .has_value();
+bool mask_dot_serves(const Input& input, const Fused& fused, std::span<const Product> products,
+                     const Device& device) {
+  if (products.empty()) return false;
+  const int index = products.front().weights.precision - kMinPrecision;
+  return plan(input, fused, products, 1u << index, device).has_value();
 }
 
-cudaError_t mask_dot(const Input& input, const ActivationPlanes& planes,
+cudaError_t mask_dot(const Input& input, const ActivationPlanes& planes, const Fused& fused,
                      std::span<const Product> products, const Device& device, cudaStream_t stream) {
   const int index = products.front().weights.precision - kMinPrecision;
-  const std::optional<Launch> launch = plan(input, products, 1u << index, device);
+  const std::optional<Launch> launch = plan(input, fused, products, 1u << index, device);
   if (!launch) return cudaErrorInvalidConfiguration;
-  MaskDotArgs args = arguments(input, planes, products, launch->shared);
+  MaskDotArgs args = arguments(input, planes, fused, products, launch->shared);
   for (std::size_t i = 0; i < products.size(); ++i) {
     args.product[i].lut[index] = products[i].weights.lut;
     args.product[i].alpha[index] = products[i].weights.alpha;
@@ -166,15 +172,16 @@ cudaError_t mask_dot(const Input& input, const ActivationPlanes& planes,
 bool mask_dot_serves_any(const Input& input, std::span<const Product> products,
                          std::span<const Codebooks> codebooks, const Device& device) {
   const unsigned wanted = common_precisions(codebooks);
-  return wanted != 0 && plan(input, products, wanted, device).has_value();
+  return wanted != 0 && plan(input, {}, products, wanted, device).has_value();
 }
 
 cudaError_t mask_dot_any(const Input& input, const int* precision,
                          std::span<const Product> products, std::span<const Codebooks> codebooks,
                          const Device& device, cudaStream_t stream) {
-  const std::optional<Launch> launch = plan(input, products, common_precisions(codebooks), device);
+  const std::optional<Launch> launch =
+      plan(input, {}, products, common_precisions(codebooks), device);
   if (!launch) return cudaErrorInvalidConfiguration;
-  MaskDotArgs args = arguments(input, {}, products, launch->shared);
+  MaskDotArgs args = arguments(input, {}, {}, products, launch->shared);
   args.precision_at = precision;
   for (std::size_t i = 0; i < products.size(); ++i) {
     std::copy_n(codebooks[i].lut, kPrecisions, args.product[i].lut);

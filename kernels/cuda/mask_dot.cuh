@@ -66,7 +66,8 @@ __device__ __forceinline__ void copy_step(const Tile* tiles, Source& from, int u
   }
 }
 
-template <class Set, int kRows>
+/// kFuses: MaskDotArgs::fused is heeded.
+template <class Set, int kRows, bool kFuses = true>
 struct Block : TeamBlock<Teams<Set, kRows>, kRows> {
   using Division = Teams<Set, kRows>;
   using Base = TeamBlock<Division, kRows>;
@@ -180,16 +181,19 @@ struct Block : TeamBlock<Teams<Set, kRows>, kRows> {
   }
 
   __device__ __forceinline__ void run() {
+    const BlockNorm<kRows, kFuses> norm = norm_of<kRows, kFuses>(args);
     prepare();
     ptx::wait_for_predecessors();
-    take_activations<kRows>(args, shared + this->layout.planes, this->fixed());
+    const int count = range.end - range.begin;
+    const float addend = first_addend<kRows, kFuses>(args, this->tiles(), count);
+    take_activations<kRows>(args, norm, shared + this->layout.planes, this->fixed());
     unroll<0, Division::kMaskRoles>([&](auto r) {
       if (Division::kMaskRoles == 1 || role == r()) walk<r()>();
     });
     __syncthreads();
     const float* first = coefficients();
-    finish<kRows, kPartials>(
-        this->tiles(), range.end - range.begin, args.type, this->sums(), this->fixed(),
+    finish<kRows, kFuses, kPartials>(
+        args, this->tiles(), count, this->sums(), this->fixed(), addend,
         [&](int tile, int r) { return first[tile * Set::kCoefficients * kTileRows + r]; });
   }
 };
@@ -216,8 +220,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(128) char memory[];
   ptx::launch_dependents();
   const int precision = *args.precision_at;
-  unroll<kMinPrecision, last_precision(kLutBits) + 1>([&](auto b) {
-    if (precision == b()) Block<SetOf<kLutBits, kGroups, b()>, kRows>(args, memory).run();
+  choose<kMinPrecision, last_precision(kLutBits) + 1>(precision, [&](auto b) {
+    Block<SetOf<kLutBits, kGroups, b()>, kRows, false>(args, memory).run();
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include "anyprec/cuda.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/fused.h"
 
 namespace anyprec::cuda {
 
@@ -13,10 +14,11 @@ namespace anyprec::cuda {
 /// of up to four bits, with signed planes by class below them; no groups along K, or binary coding
 /// by groups of 128 columns; and a K whose planes of x fit in shared memory. `products` agree in K,
 /// form and precision.
-bool mask_dot_serves(const Input& input, std::span<const Product> products, const Device& device);
+bool mask_dot_serves(const Input& input, const Fused& fused, std::span<const Product> products,
+                     const Device& device);
 
 /// The products, in one launch. planes: of the input's rows, or null pointers.
-cudaError_t mask_dot(const Input& input, const ActivationPlanes& planes,
+cudaError_t mask_dot(const Input& input, const ActivationPlanes& planes, const Fused& fused,
                      std::span<const Product> products, const Device& device, cudaStream_t stream);
 
 /// The same for the form at every precision that all `codebooks` have, which *precision chooses.

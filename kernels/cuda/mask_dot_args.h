@@ -4,6 +4,7 @@
 
 #include "anyprec/codebook.h"
 #include "anyprec/cuda.h"
+#include "kernels/cuda/fused.h"
 
 namespace anyprec::cuda {
 
@@ -28,6 +29,7 @@ struct MaskDotArgs {
   ScalarType type;
   const void* x_planes;   ///< [M][units][kUnitPlaneBytes] and
   const float* x_scales;  ///< [M] PlaneScale, or both null: x is turned into planes here
+  Fused fused;            ///< a norm only of one row, of up to kMaskDotNormColumns
   int columns;            ///< K
   int units;
   int tiles;  ///< of all products
@@ -46,6 +48,8 @@ struct MaskDotShape {
 };
 
 inline constexpr int kMaskDotThreads = 256;
+/// The most columns of a row that is normalized: a chunk (activation_planes.cuh) a thread.
+inline constexpr int kMaskDotNormColumns = 16 * kMaskDotThreads;
 
 /// The kernels of one codebook form; those of precision b at b - 2, null where it is not served.
 struct MaskDotKernels {

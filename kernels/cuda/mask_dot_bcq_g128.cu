@@ -19,9 +19,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(128) char memory[];
   ptx::launch_dependents();
   const int precision = *args.precision_at;
-  unroll<kMinPrecision, kMaxPrecision + 1>([&](auto b) {
-    if (precision == b()) GroupBlock<b(), kRows>(args, memory).run();
-  });
+  choose<kMinPrecision, kMaxPrecision + 1>(
+      precision, [&](auto b) { GroupBlock<b(), kRows, false>(args, memory).run(); });
 }
 
 template <int kRows, int... kIndex>

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/cuda/activation_planes.cuh"
+#include "kernels/cuda/chunk_norm.cuh"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/mask_dot_args.h"
 #include "kernels/cuda/ptx.cuh"
@@ -29,6 +31,19 @@ __device__ __forceinline__ void unroll(const Body& body) {
   if constexpr (kBegin < kEnd) {
     body(Index<kBegin>{});
     unroll<kBegin + 1, kEnd>(body);
+  }
+}
+
+/// Calls body(Index<chosen>), for a `chosen` of [kBegin, kEnd). Unlike conditions in a row it
+/// leaves nothing to be kept in registers from one body to the next.
+template <int kBegin, int kEnd, class Body>
+__device__ __forceinline__ void choose(int chosen, const Body& body) {
+  if constexpr (kBegin < kEnd) {
+    if (chosen == kBegin) {
+      body(Index<kBegin>{});
+    } else {
+      choose<kBegin + 1, kEnd>(chosen, body);
+    }
   }
 }
 
@@ -101,6 +116,19 @@ struct Source {
   int unit;
 };
 
+/// The norm of a kernel that heeds MaskDotArgs::fused: one row of x may be normalized.
+template <int kRows, bool kFuses>
+using BlockNorm = std::conditional_t<kFuses && kRows == 1, ChunkNorm, NoNorm>;
+
+template <int kRows, bool kFuses>
+__device__ __forceinline__ BlockNorm<kRows, kFuses> norm_of(const MaskDotArgs& args) {
+  if constexpr (BlockNorm<kRows, kFuses>::kWanted) {
+    return {args.fused.norm, args.type, args.columns};
+  } else {
+    return {};
+  }
+}
+
 /// Planes of the rows of x into shared memory, where they are in global memory.
 template <int kRows>
 __device__ __forceinline__ void copy_activations(const MaskDotArgs& args, char* planes,
@@ -116,12 +144,13 @@ __device__ __forceinline__ void copy_activations(const MaskDotArgs& args, char* 
 }
 
 /// Else from x, but for the sums of rows: on_chunk as in rows_to_planes.
-template <int kRows, class OnChunk>
-__device__ __forceinline__ void convert_activations(const MaskDotArgs& args, char* planes,
-                                                    Shared& fixed, const OnChunk& on_chunk) {
-  float to_value[kRows];
+template <int kRows, class Norm, class OnChunk>
+__device__ __forceinline__ void convert_activations(const MaskDotArgs& args, const Norm& norm,
+                                                    char* planes, Shared& fixed,
+                                                    const OnChunk& on_chunk) {
+  float to_value[kRows] = {};
   rows_to_planes<kThreads, kRows>(args.x, args.x_stride, args.type, args.columns, planes,
-                                  fixed.scratch, to_value, on_chunk);
+                                  fixed.scratch, to_value, norm, on_chunk);
   if (threadIdx.x == 0) {
 #pragma unroll
     for (int m = 0; m < kRows; ++m) fixed.scale[m] = {to_value[m], 0.0f};
@@ -130,16 +159,17 @@ __device__ __forceinline__ void convert_activations(const MaskDotArgs& args, cha
 
 /// Planes of the rows of x into shared memory. Sums of rows are there after the next barrier of the
 /// block.
-template <int kRows>
-__device__ __forceinline__ void take_activations(const MaskDotArgs& args, char* planes,
-                                                 Shared& fixed) {
+template <int kRows, class Norm>
+__device__ __forceinline__ void take_activations(const MaskDotArgs& args, const Norm& norm,
+                                                 char* planes, Shared& fixed) {
   if (args.x_planes != nullptr) {
     copy_activations<kRows>(args, planes, fixed);
     __syncthreads();
     return;
   }
   ChunkSums sums[kRows];
-  convert_activations<kRows>(args, planes, fixed, [&](int m, int, int sum) { sums[m].add(sum); });
+  convert_activations<kRows>(args, norm, planes, fixed,
+                             [&](int m, int, int sum) { sums[m].add(sum); });
   std::uint32_t* const scratch = fixed.scratch + kRows * kWarps;
 #pragma unroll
   for (int m = 0; m < kRows; ++m) sums[m].put(scratch + m * 2 * kWarps, kWarps);
@@ -164,28 +194,54 @@ struct TileOutput {
   }
 };
 
-/// Adds the partial sums up in their order and writes y. constant(tile, row): what goes with the
-/// sum of x. Tiles have a TileOutput `out`: what they need of the arguments is at hand.
-template <int kRows, int kPartials, class Tile, class Constant>
-__device__ __forceinline__ void finish(const Tile* tiles, int count, ScalarType type,
-                                       const float* sums, const Shared& fixed,
+/// A result of a block: of a row of its tiles and a row of x.
+template <int kRows>
+struct Result {
+  int tile, m, r;
+
+  __device__ __forceinline__ explicit Result(int index)
+      : tile(index / (kTileRows * kRows)), m(index / kTileRows % kRows), r(index % kTileRows) {}
+  __device__ __forceinline__ std::int64_t place(const TileOutput& out) const {
+    return m * out.y_stride + out.row + r;
+  }
+};
+
+/// What the thread's first result is added to, or zero: read early, since the end waits for it.
+/// Tiles have a TileOutput `out`: what is needed of the arguments is at hand.
+template <int kRows, bool kFuses, class Tile>
+__device__ __forceinline__ float first_addend(const MaskDotArgs& args, const Tile* tiles,
+                                              int count) {
+  const int index = static_cast<int>(threadIdx.x);
+  if (!kFuses || !args.fused.add || index >= count * kTileRows * kRows) return 0.0f;
+  const Result<kRows> result(index);
+  const TileOutput& out = tiles[result.tile].out;
+  return result.r < out.rows ? load_scalar(out.y, args.type, result.place(out)) : 0.0f;
+}
+
+/// Adds the partial sums up in their order and writes y. addend: of first_addend. constant(tile,
+/// row): what goes with the sum of x.
+template <int kRows, bool kFuses, int kPartials, class Tile, class Constant>
+__device__ __forceinline__ void finish(const MaskDotArgs& args, const Tile* tiles, int count,
+                                       const float* sums, const Shared& fixed, float addend,
                                        const Constant& constant) {
   for (int i = threadIdx.x; i < count * kTileRows * kRows; i += kThreads) {
-    const int r = i % kTileRows;
-    const int m = i / kTileRows % kRows;
-    const int tile = i / (kTileRows * kRows);
-    const TileOutput& out = tiles[tile].out;
-    if (r >= out.rows) continue;
-    const PlaneScale scale = fixed.scale[m];
+    const Result<kRows> result(i);
+    const TileOutput& out = tiles[result.tile].out;
+    if (result.r >= out.rows) continue;
+    const PlaneScale scale = fixed.scale[result.m];
     float sum = 0.0f;
 #pragma unroll
     for (int p = 0; p < kPartials; ++p) {
-      sum += sums[((tile * kPartials + p) * kRows + m) * kTileRows + r];
+      sum += sums[((result.tile * kPartials + p) * kRows + result.m) * kTileRows + result.r];
     }
-    float y = fmaf(constant(tile, r), scale.sum, sum * scale.step);
-    const int n = out.row + r;
-    if (out.bias != nullptr) y += load_scalar(out.bias, type, n);
-    store_scalar(out.y, type, m * out.y_stride + n, y);
+    float y = fmaf(constant(result.tile, result.r), scale.sum, sum * scale.step);
+    if (out.bias != nullptr) y += load_scalar(out.bias, args.type, out.row + result.r);
+    if (kFuses && args.fused.add) {
+      const bool first = i == static_cast<int>(threadIdx.x);
+      y = rounded(args.type, y) +
+          (first ? addend : load_scalar(out.y, args.type, result.place(out)));
+    }
+    store_scalar(out.y, args.type, result.place(out), y);
   }
 }
 

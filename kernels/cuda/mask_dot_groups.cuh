@@ -53,7 +53,8 @@ struct GroupSums {
   float constant = 0.0f;  ///< of the lane's own row and half of the units, what goes with S
 };
 
-template <int kPrecision, int kRows>
+/// kFuses: MaskDotArgs::fused is heeded.
+template <int kPrecision, int kRows, bool kFuses = true>
 struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
   using Teams = GroupTeams<kPrecision>;
   using Books = SpanBooks<kPrecision>;
@@ -230,7 +231,7 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
 
   /// Planes of the rows of x, and the sums of their groups: where x is converted here, of its
   /// chunks' sums.
-  __device__ __forceinline__ void take_x() const {
+  __device__ __forceinline__ void take_x(const BlockNorm<kRows, kFuses>& norm) const {
     char* const planes = this->shared + this->layout.planes;
     if (args.x_planes != nullptr) {
       copy_activations<kRows>(args, planes, this->fixed());
@@ -239,7 +240,7 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
       return;
     }
     constexpr int kGroupChunks = kGroupColumns / kChunkColumns;
-    convert_activations<kRows>(args, planes, this->fixed(), [&](int m, int chunk, int sum) {
+    convert_activations<kRows>(args, norm, planes, this->fixed(), [&](int m, int chunk, int sum) {
 #pragma unroll
       for (int other = 1; other < kGroupChunks; other *= 2) {
         sum += __shfl_xor_sync(~0u, sum, other);
@@ -354,13 +355,16 @@ struct GroupBlock : TeamBlock<GroupTeams<kPrecision>, kRows> {
   }
 
   __device__ __forceinline__ void run() {
+    const BlockNorm<kRows, kFuses> norm = norm_of<kRows, kFuses>(args);
     prepare();
     ptx::wait_for_predecessors();
-    take_x();
+    const int count = range.end - range.begin;
+    const float addend = first_addend<kRows, kFuses>(args, this->tiles(), count);
+    take_x(norm);
     walk();
     __syncthreads();
-    finish<kRows, kWarps>(this->tiles(), range.end - range.begin, args.type, this->sums(),
-                          this->fixed(), [](int, int) { return 0.0f; });
+    finish<kRows, kFuses, kWarps>(args, this->tiles(), count, this->sums(), this->fixed(), addend,
+                                  [](int, int) { return 0.0f; });
   }
 };
 

@@ -35,4 +35,16 @@ __device__ __forceinline__ void store_scalar(void* to, ScalarType type, std::int
   }
 }
 
+/// What a type keeps of a value.
+__device__ __forceinline__ float rounded(ScalarType type, float value) {
+  switch (type) {
+    case ScalarType::kFloat32:
+      return value;
+    case ScalarType::kBFloat16:
+      return __bfloat162float(__float2bfloat16_rn(value));
+    default:
+      return __half2float(__float2half_rn(value));
+  }
+}
+
 }  // namespace anyprec::cuda

@@ -91,6 +91,21 @@ __device__ __forceinline__ void fill_tail(std::uint32_t (&top)[kBits], std::uint
   }
 }
 
+/// The planes' words of rows g and g + 8 in a half-unit.
+template <int kBits>
+struct HalfWords {
+  std::uint32_t top[kBits], low[kBits];
+};
+
+/// fill_tail as a call, for a kernel that seldom meets such an end: code that is not run takes room
+/// in the instruction cache all the same.
+template <int kBits>
+__device__ __noinline__ HalfWords<kBits> with_tail_filled(HalfWords<kBits> words,
+                                                          int valid_columns) {
+  fill_tail<kBits>(words.top, words.low, valid_columns);
+  return words;
+}
+
 /// Reads 16 bytes of shared memory where `condition` holds, and leaves `to` alone elsewhere.
 __device__ __forceinline__ void read_if(bool condition, const uint4* from, std::uint32_t (&to)[4]) {
   asm volatile(

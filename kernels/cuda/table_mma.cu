@@ -25,11 +25,19 @@ int shared_bytes_of_block(const Device& device, int blocks) {
 
 }  // namespace
 
-bool table_mma_serves(const Input& input, std::span<const Product> products, const Device& device) {
+bool table_mma_serves(const Input& input, const Fused& fused, std::span<const Product> products,
+                      const Device& device) {
   const Weights& first = products.front().weights;
   if (input.rows < 1 || input.rows > kMaxRows || input.type == ScalarType::kFloat32) return false;
   if (first.in_features < 1 || first.form.groups(first.in_features) > 1) return false;
   const TableMmaKernel kernel = kernel_for(input, products);
+  const bool normed = fused.norm.weight != nullptr;
+  if ((fused.add || normed) && !kernel.fuses) return false;
+  if (normed && (unit_count(first.in_features) > kernel.chunk_units ||
+                 !x_is_vector(input, first.in_features) ||
+                 reinterpret_cast<std::uintptr_t>(fused.norm.weight) % 16 != 0)) {
+    return false;
+  }
   return kernel.shared_bytes + kernel.sum_bytes <= device.block_shared_bytes;
 }
 
@@ -64,10 +72,11 @@ TableMmaArgs describe_products(const Input& input, std::span<const Product> prod
   return args;
 }
 
-cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
+cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input, const Fused& fused,
                              std::span<const Product> products, const Device& device,
                              cudaStream_t stream) {
   TableMmaArgs args = describe_products(input, products);
+  args.fused = fused;
   args.x = input.x;
   args.x_stride = input.x_stride;
   args.x_is_vector = x_is_vector(input, args.columns);
@@ -93,9 +102,9 @@ cudaError_t launch_table_mma(const TableMmaKernel& kernel, const Input& input,
                 shared_bytes, stream, args);
 }
 
-cudaError_t table_mma(const Input& input, std::span<const Product> products, const Device& device,
-                      cudaStream_t stream) {
-  return launch_table_mma(kernel_for(input, products), input, products, device, stream);
+cudaError_t table_mma(const Input& input, const Fused& fused, std::span<const Product> products,
+                      const Device& device, cudaStream_t stream) {
+  return launch_table_mma(kernel_for(input, products), input, fused, products, device, stream);
 }
 
 }  // namespace anyprec::cuda

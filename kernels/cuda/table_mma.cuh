@@ -157,13 +157,23 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     constexpr int kStride = Shape::kWarps * kUnitColumns;
     const int end_unit = min(args.units, (at.chunk + 1) * args.chunk_units);
     if (at.tile == 0) {
+      const LaneRuns<kUnits> weights(Shape::kSharedX ? args.fused.norm.weight : nullptr,
+                                     first_column, kStride, args.columns);
       if (item == 0) ptx::wait_for_predecessors();
       const ActivationRows rows{
           static_cast<const std::uint16_t*>(args.x) + at.first_row * args.x_stride, args.x_stride,
           args.x_rows - at.first_row, args.columns, args.x_is_vector};
       if constexpr (Shape::kSharedX) {
-        share_activations<kUnits>(rows, bfloat16, first_column, kStride, end_unit * kUnitColumns,
-                                  shared_x, scales[0]);
+        if (args.fused.norm.weight != nullptr) {
+          LaneRuns<kUnits> runs(args.x, first_column, kStride, args.columns);
+          // In a word of each warp's partial sums that has no sum.
+          runs.template normalize<Shape::kWarps, Shape::kWarpPartials>(
+              args.fused.norm, weights, bfloat16, partials + kTileRows);
+          share_runs<kUnits>(runs, bfloat16, shared_x, scales[0]);
+        } else {
+          share_activations<kUnits>(rows, bfloat16, first_column, kStride, end_unit * kUnitColumns,
+                                    shared_x, scales[0]);
+        }
       } else {
         // The lane's scratch is in the warp's partial sums, which nobody reads now.
         load_activations<2 * kUnits, kFragments>(rows, first_column, kStride,
@@ -181,6 +191,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       __syncwarp();
     }
 
+    const Tile& tile = run[at.tile];
+    const bool ends = at.chunk == args.chunks - 1;
     const std::uint32_t lane_offset = 4 * lane;
     constexpr int kChains = kFragments == 1 ? 2 : 1;  // independent sums, for the mma's latency
     float acc[kChains][kFragments][4] = {};
@@ -192,15 +204,15 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       } else {
         ptx::wait_for_copies<kStages - 1 + kStages / 2>();
       }
-      std::uint32_t top[2][kBits], low[2][kBits];  // words of rows g and g + 8 in each half-unit
+      HalfWords<kBits> words[2];
       const char* const slot = ring + read_slot * Shape::kUnitBytes;
 #pragma unroll
       for (int p = 0; p < kBits; ++p) {
-        const uint4 words = *reinterpret_cast<const uint4*>(slot + p * kRecordBytes);
-        top[0][p] = words.x;
-        low[0][p] = words.y;
-        top[1][p] = words.z;
-        low[1][p] = words.w;
+        const uint4 four = *reinterpret_cast<const uint4*>(slot + p * kRecordBytes);
+        words[0].top[p] = four.x;
+        words[0].low[p] = four.y;
+        words[1].top[p] = four.z;
+        words[1].low[p] = four.w;
       }
       if (++read_slot == kStages) read_slot = 0;
       copies.start_next();
@@ -210,10 +222,16 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         const int half = u * 2 + h;
         const int valid = args.columns - half_unit_column(first_column, half, kStride);
         if (valid <= 0) continue;
-        if (valid < kHalfColumns) fill_tail<kBits>(top[h], low[h], valid);
+        if (valid < kHalfColumns) {
+          if constexpr (Shape::kSharedX) {
+            words[h] = with_tail_filled<kBits>(words[h], valid);
+          } else {
+            fill_tail<kBits>(words[h].top, words[h].low, valid);
+          }
+        }
         std::uint32_t top_bytes[kCodeWords<kBits>], low_bytes[kCodeWords<kBits>];
-        code_bytes<kBits>(top[h], top_bytes);
-        code_bytes<kBits>(low[h], low_bytes);
+        code_bytes<kBits>(words[h].top, top_bytes);
+        code_bytes<kBits>(words[h].low, low_bytes);
         const auto multiply = [&](auto byte) {
           constexpr int kByte = decltype(byte)::value;
           auto& fragments = x[Shape::kSharedX ? 0 : half][kByte];
@@ -249,7 +267,6 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     __syncthreads();
 
     // Results: the same thread takes the same element in every chunk.
-    const Tile& tile = run[at.tile];
     const int rows = min(Shape::kRows, args.x_rows - at.first_row);
     for (int i = threadIdx.x; i < rows * kTileRows; i += Shape::kThreads) {
       const int x_row = i / kTileRows, row = i % kTileRows;
@@ -262,9 +279,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         if (at.chunk > 0) sum += so_far;
         so_far = sum;
       }
-      if (at.chunk == args.chunks - 1 && row < tile.rows) {
+      if (ends && row < tile.rows) {
         const std::int64_t w_row = tile.first_row + row;
         if (tile.bias != nullptr) sum += load_scalar(tile.bias, args.type, w_row);
+        if constexpr (Shape::kSharedX) {
+          if (args.fused.add) sum = rounded(args.type, sum) + load_scalar(tile.y, args.type, w_row);
+        }
         store_scalar(tile.y, args.type, (at.first_row + x_row) * tile.y_stride + w_row, sum);
       }
     }
@@ -280,7 +300,8 @@ TableMmaKernel describe_table_mma() {
           Shape::kChunkUnits,
           Shape::kRows,
           Shape::kSums,
-          Shape::kRows * kTileRows * 4};
+          Shape::kRows * kTileRows * 4,
+          Shape::kSharedX};
 }
 
 /// See table_mma_args.h. Two blocks, of which one fills the gaps of the other; a large table is

@@ -4,6 +4,7 @@
 
 #include "anyprec/codebook.h"
 #include "anyprec/cuda.h"
+#include "kernels/cuda/fused.h"
 
 namespace anyprec::cuda {
 
@@ -48,6 +49,7 @@ struct TableMmaArgs {
   int tiles;         ///< of all products
   int products;
   std::uint32_t one_shl_16;  ///< 65536, unknown to the compiler: so that joining is a multiply-add
+  Fused fused;               ///< see TableMmaKernel
   TableForm form;
   TableMmaProduct product[kMaxProducts];
 };
@@ -64,6 +66,7 @@ struct TableMmaKernel {
   int x_rows;        ///< rows of x in one pass
   int shared_bytes;  ///< without the running sums
   int sum_bytes;     ///< of a tile's running sums, kept where K takes several chunks
+  bool fuses;        ///< TableMmaArgs::fused is heeded; norms where x_is_vector and in one chunk
 };
 
 /// The kernel of precision b that takes `rows` rows of x fastest. One source a precision

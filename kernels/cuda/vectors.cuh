@@ -136,11 +136,7 @@ __device__ __forceinline__ void store_vector(void* array, std::int64_t first, st
 /// What the type keeps of a value.
 template <ScalarType kType>
 __device__ __forceinline__ float rounded(float value) {
-  if constexpr (kType == ScalarType::kFloat32) return value;
-  if constexpr (kType == ScalarType::kBFloat16) {
-    return __bfloat162float(__float2bfloat16_rn(value));
-  }
-  return __half2float(__float2half_rn(value));
+  return rounded(kType, value);
 }
 
 __device__ __forceinline__ float warp_sum(float value) {

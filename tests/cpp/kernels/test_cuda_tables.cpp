@@ -48,13 +48,13 @@ class CudaTables : public CudaTest, public ::testing::WithParamInterface<Tables>
     if (GetParam() == Tables::kWgmma && !device.has_wgmma) GTEST_SKIP() << "needs a Hopper GPU";
   }
   bool serves(const cuda::Input& input, std::span<const cuda::Product> products) {
-    return GetParam() == Tables::kMma ? cuda::table_mma_serves(input, products, device)
+    return GetParam() == Tables::kMma ? cuda::table_mma_serves(input, {}, products, device)
                                       : cuda::table_wgmma_serves(input, products, device);
   }
   std::int64_t most_rows() const { return GetParam() == Tables::kMma ? 64 : 128; }
   /// In a workspace full of ones.
   cudaError_t multiply(const cuda::Input& input, std::span<const cuda::Product> products) {
-    if (GetParam() == Tables::kMma) return cuda::table_mma(input, products, device, nullptr);
+    if (GetParam() == Tables::kMma) return cuda::table_mma(input, {}, products, device, nullptr);
     const DeviceBuffer workspace(
         std::vector<std::uint8_t>(cuda::table_wgmma_bytes(input, products, device), 0xff));
     const cudaError_t status =

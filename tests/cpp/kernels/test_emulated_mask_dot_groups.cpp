@@ -12,37 +12,46 @@ namespace {
 using emulated::Landing;
 using emulated::ProductCase;
 
-/// On `blocks` blocks whose rings have room for `stages` steps with spans of one unit.
-template <int kBits, int kRows>
-void run(std::int64_t n, std::int64_t k, ScalarType type, int blocks, int stages, Landing landing,
-         bool with_bias = true, std::int64_t padding = 0) {
-  using namespace cuda::mask_dot_device;
-  ProductCase product({n, k, {0, CellGroups::kOne, 128}, kBits}, kRows, type, with_bias, padding);
+template <int kBits>
+void add_product(cuda::MaskDotArgs& args, ProductCase& of) {
+  cuda::MaskDotProduct& to = args.product[args.products++];
+  to.planes = of.planes.data();
+  to.plane_stride = packed_plane_bytes(of.c.n, of.c.k);
+  to.lut[kBits - kMinPrecision] = of.lut.data();
+  to.alpha[kBits - kMinPrecision] = of.alpha.data();
+  to.bias = of.bias_data();
+  to.y = of.y.data();
+  to.y_stride = of.y.stride();
+  to.rows = static_cast<int>(of.c.n);
+  to.tile_begin = args.tiles;
+  args.tiles += static_cast<int>(cuda::tile_count(of.c.n));
+}
 
-  cuda::MaskDotArgs args{};
-  args.x = product.x.data();
-  args.x_stride = product.x.stride();
-  args.type = type;
-  args.columns = static_cast<int>(k);
-  args.units = static_cast<int>(cuda::unit_count(k));
-  args.tiles = static_cast<int>(cuda::tile_count(n));
-  args.products = 1;
+/// The kernel on `blocks` blocks whose rings have room for `stages` steps with spans of one unit.
+template <int kBits, int kRows>
+void launch(cuda::MaskDotArgs& args, ProductCase& first, int blocks, int stages, Landing landing) {
+  using namespace cuda::mask_dot_device;
+  args.x = first.x.data();
+  args.x_stride = first.x.stride();
+  args.type = first.type;
+  args.columns = static_cast<int>(first.c.k);
+  args.units = static_cast<int>(cuda::unit_count(first.c.k));
   args.ring_bytes = stages * GroupTeams<kBits>::shape().stage_bytes;
-  cuda::MaskDotProduct& to = args.product[0];
-  to.planes = product.planes.data();
-  to.plane_stride = packed_plane_bytes(n, k);
-  to.lut[kBits - kMinPrecision] = product.lut.data();
-  to.alpha[kBits - kMinPrecision] = product.alpha.data();
-  to.bias = product.bias_data();
-  to.y = product.y.data();
-  to.y_stride = product.y.stride();
-  to.rows = static_cast<int>(n);
   const cuda::mask_dot_device::Layout layout(GroupTeams<kBits>::shape(), kRows, args.units,
                                              (args.tiles + blocks - 1) / blocks, sizeof(GroupTile));
   emulated::block().landing = landing;
   emulated::launch({static_cast<unsigned>(blocks), 1, 1}, kThreads,
                    static_cast<std::size_t>(layout.ring + args.ring_bytes),
                    [&] { GroupBlock<kBits, kRows>(args, cuda::shared).run(); });
+}
+
+template <int kBits, int kRows>
+void run(std::int64_t n, std::int64_t k, ScalarType type, int blocks, int stages, Landing landing,
+         bool with_bias = true, std::int64_t padding = 0) {
+  ProductCase product({n, k, {0, CellGroups::kOne, 128}, kBits}, kRows, type, with_bias, padding);
+  cuda::MaskDotArgs args{};
+  add_product<kBits>(args, product);
+  launch<kBits, kRows>(args, product, blocks, stages, landing);
   product.check();
 }
 
@@ -82,6 +91,56 @@ TEST_P(EmulatedMaskDotGroups, RingsLongerAndShorterThanARun) {
   run<3, 1>(150, 1024, kHalf, 1, 3, GetParam());
   run<2, 1>(200, 512, kHalf, 1, 20, GetParam());
   run<2, 1>(1, 256, kHalf, 1, 20, GetParam());
+}
+
+TEST_P(EmulatedMaskDotGroups, RowsOfSeveralChunksAThread) {
+  run<3, 1>(20, 8448, kHalf, 1, 3, GetParam());
+  run<2, 2>(20, 8448, kBrain, 2, 3, GetParam(), true, 3);
+  run<4, 1>(17, 4352, kBrain, 1, 2, GetParam());
+}
+
+float rounded(float value, ScalarType type) {
+  Matrix one(1, 1, 1, type);
+  one.set(0, 0, value);
+  return one.get(0, 0);
+}
+
+TEST_P(EmulatedMaskDotGroups, NormalizedRows) {
+  for (const ScalarType type : {kHalf, kBrain}) {
+    for (const std::int64_t k : {256, 1280, 4096}) {
+      ProductCase product({20, k, {0, CellGroups::kOne, 128}, 3}, 1, type, true, 0);
+      Matrix weight(1, k, k, type);
+      weight.randomize(3);
+      cuda::MaskDotArgs args{};
+      args.fused.norm = {weight.data(), 1e-5f, 1.0f, 1.0f / static_cast<float>(k)};
+      add_product<3>(args, product);
+      launch<3, 1>(args, product, 2, 4, GetParam());
+      double squares = 0;
+      for (std::int64_t i = 0; i < k; ++i) squares += std::pow(product.x.get(0, i), 2);
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(k) + 1e-5);
+      for (std::int64_t i = 0; i < k; ++i) {
+        const double factor = scale * (weight.get(0, i) + 1.0);
+        product.x.set(0, i, static_cast<float>(product.x.get(0, i) * factor));
+      }
+      product.check(0x1p-12);
+    }
+  }
+}
+
+TEST_P(EmulatedMaskDotGroups, ResultsAreAddedToWhatIsThere) {
+  ProductCase product({300, 256, {0, CellGroups::kOne, 128}, 2}, 2, kHalf, true, 3);
+  cuda::MaskDotArgs args{};
+  add_product<2>(args, product);
+  launch<2, 2>(args, product, 1, 4, GetParam());
+  const std::vector<double> results = product.y.values();
+  product.y.randomize(5);
+  const std::vector<double> before = product.y.values();
+  args.fused.add = true;
+  launch<2, 2>(args, product, 1, 4, GetParam());
+  const std::vector<double> sums = product.y.values();
+  for (std::size_t i = 0; i < sums.size(); ++i)
+    ASSERT_EQ(sums[i], rounded(static_cast<float>(results[i] + before[i]), kHalf)) << i;
+  EXPECT_TRUE(product.y.surroundings_untouched());
 }
 
 INSTANTIATE_TEST_SUITE_P(Copies, EmulatedMaskDotGroups,

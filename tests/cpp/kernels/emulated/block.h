@@ -214,6 +214,8 @@ inline void Block::copy(std::uint32_t to, const void* from, std::uint32_t size, 
 }  // namespace anyprec::testing::emulated
 
 // What nvcc gives a kernel.
+#undef __noinline__
+#define __noinline__
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 #undef __grid_constant__
@@ -292,3 +294,4 @@ T __ldcs(const T* from) {
 }
 inline std::uint32_t __float_as_uint(float value) { return std::bit_cast<std::uint32_t>(value); }
 inline float __uint_as_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
