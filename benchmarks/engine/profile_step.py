@@ -41,12 +41,13 @@ NAMES = {
     "emcpy": "other",
     "emset": "other",
 }
-# A linear is known by the parts before and after it.
+# The linears between two other parts: the first and the second. A norm parts them or, where it goes
+# with the second one's launch, the end of the first kernel.
 LINEARS = {
-    ("norms", "rotary, cache write"): "Q/K/V",
-    ("attention", "norms"): "attention output",
-    ("norms", "gate x up"): "gate/up",
-    ("gate x up", "norms"): "down",
+    (None, "rotary, cache write"): ("Q/K/V", "Q/K/V"),
+    ("attention", "gate x up"): ("attention output", "gate/up"),
+    ("gate x up", "rotary, cache write"): ("down", "Q/K/V"),
+    ("gate x up", "sampling"): ("down", "head"),
 }
 WARM_STEPS = 4
 BETWEEN = "nothing, between steps"
@@ -63,15 +64,28 @@ def part_of(name):
     return next((part for key, part in NAMES.items() if key in name), "linear")
 
 
+def name_linears(between, first, second):
+    normed = any(kernel.part == "norms" for kernel in between)
+    name = None
+    for kernel in between:
+        if kernel.part == "linear":
+            kernel.part = name or first
+            name = name or (first if normed else second)
+        elif kernel.part == "norms" and name:
+            name = second
+
+
 def named(kernels):
-    """Each linear's name, by the parts around it; the last one is the head."""
-    parts = [kernel.part for kernel in kernels]
-    for i, kernel in enumerate(kernels):
-        if kernel.part != "linear":
+    """Each linear's name, by the parts around it."""
+    around = {part for pair in LINEARS for part in pair}
+    before, between = None, []
+    for kernel in kernels:
+        if kernel.part not in around:
+            between.append(kernel)
             continue
-        before = next((part for part in reversed(parts[:i]) if part != "linear"), None)
-        after = next((part for part in parts[i:] if part != "linear"), None)
-        kernel.part = LINEARS.get((before, after), "head")
+        if (before, kernel.part) in LINEARS:
+            name_linears(between, *LINEARS[before, kernel.part])
+        before, between = kernel.part, []
     return kernels
 
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "src/engine/ops/ops.h"
+#include "src/engine/residual.h"
 
 namespace anyprec::engine {
 namespace {
@@ -15,9 +16,8 @@ namespace {
 // block or a few for a row, would add to theirs (benchmarks/RESULTS.md).
 class PlanesFor {
  public:
-  PlanesFor(const ProjectionGroup& next, const at::Tensor& like, std::int64_t rows,
-            const Assignment& assignment)
-      : wanted_(next.takes_planes(like, rows, assignment)) {}
+  PlanesFor(const ProjectionGroup& next, const at::Tensor& like, const Assignment& assignment)
+      : wanted_(next.takes_planes(like, like.size(0), assignment)) {}
   BitPlanes* get() { return wanted_ ? &planes_ : nullptr; }
 
  private:
@@ -47,48 +47,33 @@ std::int64_t Decoder::weight_bytes(const Assignment& assignment) const {
 
 at::Tensor Decoder::forward(const StepBatch& batch, KeyValueCache& cache,
                             const Assignment& assignment) const {
-  const double eps = config_.norm_eps;
-  const double offset = config_.norm_offset;
   const at::ScalarType dtype = c10::typeMetaToScalarType(options().dtype());
-  at::Tensor residual = at::embedding(weights_.embedding, batch.tokens).to(dtype);
+  at::Tensor embedded = at::embedding(weights_.embedding, batch.tokens).to(dtype);
   if (config_.embedding_scale != 1) {
     // transformers rounds the factor to the embedding's dtype.
-    residual.mul_(at::scalar_tensor(config_.embedding_scale, at::TensorOptions(dtype)).item());
+    embedded.mul_(at::scalar_tensor(config_.embedding_scale, at::TensorOptions(dtype)).item());
   }
-  const std::int64_t rows = residual.size(0);
-  at::Tensor x;
+  ResidualStream residual(embedded, config_, assignment);
   for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
     const LayerWeights& layer = weights_.layers[i];
-    if (i == 0) {
-      x = rms_norm(residual, layer.input_norm, eps, offset);
-    } else {
-      x = add_rms_norm(x, residual, layer.input_norm, eps, offset);
-    }
-    const at::Tensor qkv = layer.query_key_value(x, assignment);
-
+    const at::Tensor qkv = residual.normed(layer.query_key_value, layer.input_norm);
     const RotaryTable& rotary = rotary_[config_.layers[i].rope];
-    const at::Tensor q = rotary_to_cache(qkv, batch.positions, batch.slots, rotary.cos, rotary.sin,
-                                         optional(layer.query_norm), optional(layer.key_norm), eps,
-                                         offset, cache.keys[i], cache.values[i]);
-    x = attention(q, cache.keys[i], cache.values[i], batch.block_table, batch.sequence_start,
-                  batch.lengths, config_.attention_scale, config_.layers[i].window,
-                  config_.attention_softcap);
-    x = layer.attention_output(x, assignment);
-    if (config_.norms_around) x = rms_norm(x, layer.post_attention_norm, eps, offset);
+    const at::Tensor q =
+        rotary_to_cache(qkv, batch.positions, batch.slots, rotary.cos, rotary.sin,
+                        optional(layer.query_norm), optional(layer.key_norm), config_.norm_eps,
+                        config_.norm_offset, cache.keys[i], cache.values[i]);
+    const at::Tensor attended = attention(
+        q, cache.keys[i], cache.values[i], batch.block_table, batch.sequence_start, batch.lengths,
+        config_.attention_scale, config_.layers[i].window, config_.attention_softcap);
+    residual.add(layer.attention_output, attended, layer.post_attention_norm);
 
-    x = add_rms_norm(x, residual, layer.mlp_norm, eps, offset);
-    x = layer.gate_up(x, assignment);
-    PlanesFor for_down(layer.down, residual, rows, assignment);
-    x = gated(x, config_.activation, for_down.get());
-    x = layer.down(x, assignment, for_down.get());
-    if (config_.norms_around) x = rms_norm(x, layer.post_mlp_norm, eps, offset);
+    const at::Tensor gate_up = residual.normed(layer.gate_up, layer.mlp_norm);
+    PlanesFor for_down(layer.down, embedded, assignment);
+    const at::Tensor activated = gated(gate_up, config_.activation, for_down.get());
+    residual.add(layer.down, activated, layer.post_mlp_norm, for_down.get());
   }
-  if (batch.logit_rows.defined()) {
-    x = x.index_select(0, batch.logit_rows);
-    residual = residual.index_select(0, batch.logit_rows);
-  }
+  const at::Tensor x = residual.norm_of(batch.logit_rows, weights_.norm);
   if (x.size(0) == 0) return at::empty({0, config_.vocabulary}, x.options());
-  x = add_rms_norm(x, residual, weights_.norm, eps, offset);
   at::Tensor logits = weights_.head(x, assignment);
   if (config_.logit_softcap > 0) {
     logits = logits.div_(config_.logit_softcap).tanh_().mul_(config_.logit_softcap);

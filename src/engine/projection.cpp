@@ -151,6 +151,27 @@ at::Tensor ProjectionGroup::operator()(const at::Tensor& x, const Assignment& as
   return y;
 }
 
+at::Tensor ProjectionGroup::fused(const at::Tensor& x, const Assignment& assignment,
+                                  const Fusion& fusion, const BitPlanes* planes) const {
+#ifdef ANYPREC_ENGINE_ON_CUDA
+  if (!x.is_cuda() || !x.is_contiguous()) return {};
+  std::array<Part, 4> parts;
+  std::size_t count = 0;
+  std::int64_t offset = 0;
+  for (const Projection& each : projections_) {
+    if (!each.quantized()) return {};
+    parts[count++] = {&each, assignment[each.index], offset};
+    offset += each.out_features;
+  }
+  const at::Tensor y =
+      fusion.sum.defined() ? fusion.sum : at::empty({x.size(0), out_features_}, x.options());
+  if (multiply_fused_cuda(x, {parts.data(), count}, y, fusion, planes)) return y;
+#else
+  (void)x, (void)assignment, (void)fusion, (void)planes;
+#endif
+  return {};
+}
+
 std::int64_t ProjectionGroup::bytes(const Assignment& assignment) const {
   std::int64_t total = 0;
   for (const Projection& each : projections_) {

@@ -46,6 +46,14 @@ inline std::optional<at::Tensor> optional(const at::Tensor& tensor) {
 /// checkpoint's own dtype): the same products for half the bytes. Any other as it is.
 at::Tensor narrowed(const at::Tensor& weight);
 
+/// What the launch of a group computes beside the products (kernels/cuda/fused.h).
+struct Fusion {
+  at::Tensor norm_weight = {};  ///< [K]: x is normalized first; undefined: it is not
+  double norm_eps = 0;
+  double norm_offset = 0;
+  at::Tensor sum = {};  ///< [M, N], to which the products are added; undefined: they are stored
+};
+
 /// Linear layers of one input, whose results lie side by side: Q, K and V, or gate and up.
 class ProjectionGroup {
  public:
@@ -57,6 +65,10 @@ class ProjectionGroup {
   /// x's bit planes where its producer left them, or null.
   at::Tensor operator()(const at::Tensor& x, const Assignment& assignment,
                         const BitPlanes* planes = nullptr) const;
+  /// The same with what is fused to it, or fusion.sum; an undefined tensor, and nothing done, where
+  /// no kernel does so.
+  at::Tensor fused(const at::Tensor& x, const Assignment& assignment, const Fusion& fusion,
+                   const BitPlanes* planes = nullptr) const;
   /// Whether bit planes of `rows` rows like x's would be read.
   bool takes_planes(const at::Tensor& like, std::int64_t rows, const Assignment& assignment) const;
 
@@ -78,6 +90,10 @@ struct Part {
 /// y[:, offset:] of every part. x, y: contiguous.
 void multiply_cuda(const at::Tensor& x, std::span<const Part> parts, const at::Tensor& y,
                    const BitPlanes* planes);
+/// multiply_cuda in one launch with what is fused to it; false, and nothing done, where that is not
+/// to be had. y: fusion.sum where that is defined.
+bool multiply_fused_cuda(const at::Tensor& x, std::span<const Part> parts, const at::Tensor& y,
+                         const Fusion& fusion, const BitPlanes* planes);
 /// Whether a product with `rows` rows of this dtype can be made of their bit planes.
 bool takes_planes_cuda(const Part& part, at::ScalarType type, std::int64_t rows);
 
