@@ -6,12 +6,14 @@
 #include "kernels/cuda/vectors.cuh"
 #include "kernels/sampling.h"
 
-/// One block a row. Filters are thresholds on logits, found digit by digit from sums of integers,
+/// A cluster of blocks a row, which search for its largest logit; the first one does all else.
+/// Filters are thresholds on logits, found digit by digit from sums of integers,
 /// which do not depend on an order: the same as kernels/cpu/sampling.cpp does.
 namespace anyprec::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
+constexpr int kCluster = 8;  ///< blocks of a row, where there are clusters
 constexpr int kWarps = kThreads / 32;
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
@@ -22,6 +24,7 @@ struct Shared {
   Amount sums[kDigits];
   Amount warps[kWarps];
   std::uint64_t best[kWarps];
+  float of_blocks[kCluster][2];  ///< in the first block: halves of each one's best candidate
   Amount rest;
   std::uint32_t prefix;
   int token;
@@ -198,8 +201,12 @@ __device__ __forceinline__ std::uint64_t candidate(std::uint32_t key, int token)
   return static_cast<std::uint64_t>(key) << 32 | static_cast<std::uint32_t>(~token);
 }
 
-/// The token of the largest candidate. Every thread of the block calls it with its own best one.
-__device__ __forceinline__ int token_of_largest(std::uint64_t best, Shared& shared) {
+__device__ __forceinline__ int token_of(std::uint64_t candidate) {
+  return static_cast<int>(~static_cast<std::uint32_t>(candidate));
+}
+
+/// The largest candidate. Every thread of the block calls it with its own best one.
+__device__ __forceinline__ std::uint64_t largest_of_block(std::uint64_t best, Shared& shared) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
     const std::uint64_t other = __shfl_xor_sync(~0u, static_cast<unsigned long long>(best), step);
@@ -209,15 +216,49 @@ __device__ __forceinline__ int token_of_largest(std::uint64_t best, Shared& shar
   __syncthreads();
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) best = shared.best[w] > best ? shared.best[w] : best;
-  return static_cast<int>(~static_cast<std::uint32_t>(best));
+  return best;
 }
 
-template <ScalarType kType>
+/// The largest of a cluster's blocks, in the first one. Every thread of the cluster calls it with
+/// its block's. What they wrote before is seen there after it.
+__device__ __forceinline__ std::uint64_t largest_of_cluster(std::uint64_t best, int rank,
+                                                            Shared& shared) {
+#if __CUDA_ARCH__ >= 900
+  ptx::wait_for_cluster();  // the first block has begun
+  if (threadIdx.x == 0) {
+    const std::uint32_t halves[2] = {static_cast<std::uint32_t>(best),
+                                     static_cast<std::uint32_t>(best >> 32)};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      ptx::store_remote(ptx::shared_address(&shared.of_blocks[rank][h]), 0,
+                        __uint_as_float(halves[h]));
+    }
+  }
+  __syncwarp();
+  ptx::meet_all_of_cluster();
+  if (rank > 0) return best;
+#pragma unroll
+  for (int p = 0; p < kCluster; ++p) {
+    const std::uint64_t other = static_cast<std::uint64_t>(__float_as_uint(shared.of_blocks[p][1]))
+                                    << 32 |
+                                __float_as_uint(shared.of_blocks[p][0]);
+    best = other > best ? other : best;
+  }
+#endif
+  return best;
+}
+
+/// kBlocks: of a row, 1 or kCluster.
+template <ScalarType kType, int kBlocks>
 __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Sampling s, bool wide) {
   __shared__ Shared shared;
   ptx::launch_dependents();
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kBlocks > 1) ptx::arrive_at_cluster();
+#endif
   ptx::wait_for_predecessors();
-  const std::int64_t index = blockIdx.x;
+  const std::int64_t index = blockIdx.x / kBlocks;
+  const int rank = static_cast<int>(blockIdx.x) % kBlocks;
   const int count = static_cast<int>(s.vocabulary);
   const std::int64_t at = index * s.vocabulary;
   const void* const from = static_cast<const char*>(s.logits) + at * scalar_bytes(kType);
@@ -228,10 +269,10 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Samplin
 
   // The first of a thread's largest; NaN has the key 0.
   std::uint32_t largest = 0;
-  int token_of_it = static_cast<int>(threadIdx.x) * kVector;
+  const int begin = (rank * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+  int token_of_it = begin;
 #pragma unroll 4
-  for (int first = static_cast<int>(threadIdx.x) * kVector; first < count;
-       first += kThreads * kVector) {
+  for (int first = begin; first < count; first += kBlocks * kThreads * kVector) {
     float v[kVector];
     load_vector<kType>(from, first, count, wide, v);
 #pragma unroll
@@ -246,8 +287,10 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Samplin
     }
   }
   std::uint64_t best = token_of_it < count ? candidate(largest, token_of_it) : 0;
+  best = largest_of_block(best, shared);  // all of the block's logits are written when it returns
+  if constexpr (kBlocks > 1) best = largest_of_cluster(best, rank, shared);
+  if (rank > 0) return;
   if (penalty != 1.0f) {
-    __syncthreads();
     for (std::int64_t i = threadIdx.x; i < s.history_length; i += kThreads) {
       const std::int64_t token = s.history[index * s.history_length + i];
       if (token < 0 || token >= count) continue;
@@ -261,8 +304,9 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const decoder::Samplin
       const std::uint64_t other = candidate(sampling::key_of(logit), token);
       best = other > best ? other : best;
     });
+    best = largest_of_block(best, shared);
   }
-  const int first = token_of_largest(best, shared);  // all logits are written when it returns
+  const int first = token_of(best);
   if (greedy) {
     if (threadIdx.x == 0) s.tokens[index] = first;
     return;
@@ -311,8 +355,13 @@ cudaError_t sample(const decoder::Sampling& sampling, cudaStream_t stream) {
   const bool wide = sampling.vocabulary % kVector == 0 && is_aligned(sampling.logits) &&
                     is_aligned(sampling.adjusted);
   return with_type(sampling.type, [&](auto type) {
-    return launch(sample_kernel<type()>, device, dim3(static_cast<unsigned>(sampling.rows)),
-                  kThreads, 0, stream, sampling, wide);
+    const auto run = [&](auto kernel, int blocks) {
+      return launch_clusters(kernel, device, dim3(static_cast<unsigned>(sampling.rows * blocks)),
+                             blocks, kThreads, 0, stream, sampling, wide);
+    };
+    // Clusters came with compute capability 9.0.
+    return device.major == 9 ? run(sample_kernel<type(), kCluster>, kCluster)
+                             : run(sample_kernel<type(), 1>, 1);
   });
 }
 
