@@ -1,9 +1,10 @@
 """Where the microseconds of a token go: the engine's decode step on a GPU, part by part.
 
-Random weights of a model's shapes, one sequence. Steps replay the CUDA graph under torch's
-profiler; a kernel counts from the end of the one before it, or from its own start if that is later,
-to its end, so that parts and gaps add up to the step (kernels overlap: each starts before the one
-before it has ended). The last lines are the step by the same clock and the one without a profiler.
+Random weights of a model's shapes, one sequence or --batch of them. Steps replay the CUDA graph
+under torch's profiler; a kernel counts from the end of the one before it, or from its own start if
+that is later, to its end, so that parts and gaps add up to the step (kernels overlap: each starts
+before the one before it has ended). The last lines are the step by the same clock and the one
+without a profiler.
 
     python benchmarks/engine/profile_step.py --shapes llama-3.1-8b --precisions 3,4,8 \\
         [--codebook hybrid --lut-bits 3 --cell-groups io] [--dense] [--context 512] [--json FILE]
@@ -122,8 +123,10 @@ def steps_of(events):
 
 def profiled(engine, precision, args):
     prompt = [17 * i % 997 for i in range(args.context)]
-    engine.submit(prompt, max_new_tokens=WARM_STEPS + 2 * args.steps + 2, precision=precision)
-    for _ in range(WARM_STEPS):
+    warm_steps = WARM_STEPS + args.batch  # a prompt may take a step
+    for _ in range(args.batch):
+        engine.submit(prompt, max_new_tokens=warm_steps + 2 * args.steps + 2, precision=precision)
+    for _ in range(warm_steps):
         engine.step()
     times = []
     for _ in range(args.steps):
@@ -173,6 +176,7 @@ def main():
     parser.add_argument("--group-size", type=int, default=0)
     parser.add_argument("--quantize-head", action="store_true")
     parser.add_argument("--dense", action="store_true", help="also the engine with float16 linears")
+    parser.add_argument("--batch", type=int, default=1, help="sequences (default: %(default)s)")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
@@ -196,7 +200,7 @@ def main():
     head = ", quantized head" if args.quantize_head else ""
     title = (
         f"{args.shapes}, {args.codebook} ({bits}, {groups}, {args.group_size}){head}, "
-        f"context {args.context}, {torch.cuda.get_device_name()}"
+        f"batch {args.batch}, context {args.context}, {torch.cuda.get_device_name()}"
     )
     Console(width=120).print(table(reports, title))
     if args.json:
