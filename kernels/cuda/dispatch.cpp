@@ -9,10 +9,11 @@ namespace anyprec::cuda {
 namespace {
 
 /// The most masks of a row (mask_set.h) with which mask-dot beats the table kernel, by precision 2
-/// to 8, for one and for two rows of x. From `make gpu-bench` on an H100 at 14336 x 4096
-/// (benchmarks/RESULTS.md); the other shapes cross at the same places.
+/// to 8, for one and for two rows of x. One row: from decoding steps of Llama-3.1-8B's shapes on an
+/// H100 (docs/codebooks.md), where 15 masks and more lose a fifth that replays of one product do
+/// not show; two: from `make gpu-bench` at 14336 x 4096 (benchmarks/RESULTS.md).
 constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
-    {3, 7, 11, 19, 19, 18, 23},
+    {3, 7, 8, 11, 13, 11, 12},
     {3, 4, 6, 9, 7, 8, 9},
 };
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anyprec.calibrate import Sums
 from anyprec.options import Options, QuantizeError
-from anyprec.recipes import Descent, Recipe, taus_of
+from anyprec.recipes import Descent, Recipe
 
 # Added to a Hessian's diagonal, of its mean.
 _DAMPING = 0.01
@@ -65,32 +65,34 @@ def check_operator(options: Options) -> None:
 
 
 def fit_to_hessian(
-    weight: Tensor, codes: Tensor | None, hessian: Tensor, options: Options, device: torch.device
+    weight: Tensor, clusters: Tensor | None, hessian: Tensor, options: Options, device: torch.device
 ) -> HessianFit:
     """Fits one linear on a device (torch.ops.anyprec.fit); the results are there too.
 
-    weight: fp32 [N, K]. codes: uint8 [N, K] at the parent precision, to begin with, or several of
-    them, [S, N, K]; None for binary coding, whose planes do not follow clusters
-    (torch.ops.anyprec.binary_codes). hessian: fp32 [K, K], not damped.
+    weight: fp32 [N, K]. clusters: codes at the parent precision to begin with, uint8 [S, N, K], of
+    which each row keeps the best. Binary coding begins with codes of its own before them
+    (torch.ops.anyprec.binary_codes), and takes None. hessian: fp32 [K, K], not damped.
     """
     precisions = list(options.precisions)
-    descent = options.recipe.descent if options.recipe.refit else _diagonal_descent(precisions)
+    recipe = options.recipe
+    descent = recipe.descent_of(options.codebook) if recipe.refit else _diagonal_descent(precisions)
     weight, hessian = weight.to(device), hessian.to(device)
-    if codes is None:
+    starts = [] if clusters is None else [clusters.to(device)]
+    if options.codebook == "bcq":
         curvature = hessian.diagonal().contiguous()
-        start = options.recipe.binary_start
-        codes = torch.ops.anyprec.binary_codes(
-            weight, curvature, options.group_size, precisions, start
+        own = torch.ops.anyprec.binary_codes(
+            weight, curvature, options.group_size, precisions, recipe.binary.start
         )
+        starts.insert(0, own[None])
     codes, luts, alphas, energies = torch.ops.anyprec.fit(
         weight,
-        codes.to(device),
+        torch.cat(starts),
         hessian,
         *options.form,
         options.group_size,
         precisions,
         options.seed_precision,
-        taus_of(descent, precisions),
+        descent.weights(precisions) if descent else [0.0] * len(precisions),
         descent.rounds if descent else 0,
         descent.child_sweeps if descent else 0,
     )

@@ -56,7 +56,7 @@ class Options:
         if self.group_size < 0 or self.group_size % 32:
             raise QuantizeError(f"group size {self.group_size}: wanted 0 or a multiple of 32")
         _ = self.form  # checked
-        self.recipe.check(b)
+        self.recipe.check(b, self.codebook)
         parse_dtype(self.dtype)
         parse_dtype(self.calibration_dtype)
 

@@ -449,15 +449,15 @@ def _fit(
     parent = options.precisions[-1]
     weight, s = weight.to(device), sums.sensitivities.to(device)
     tree = None
-    if options.codebook != "bcq":  # whose codes are no tree of clusters
+    if options.codebook != "bcq":  # which begins with other codes
         tree = build_tree(name, weight, s, options, pool)
     if not needs_fit(options):
         codes, luts, alphas = tree.codes, tree.luts, {}
         errors, energy = tree.errors, tree.energy
     else:
-        start = None if tree is None else _starts(name, weight, s, tree, options, pool)
+        clusters = _clusters(name, weight, s, tree, options, pool)
         hessian = hessian_for(sums, options.recipe)
-        fit = fit_to_hessian(weight.float(), start, hessian, options, device)
+        fit = fit_to_hessian(weight.float(), clusters, hessian, options, device)
         codes, luts, alphas = fit.codes, fit.luts, fit.alphas
         errors, energy = fit.energies, fit.energy
     tensors = {"planes": to_host(planes_of(codes, parent))}
@@ -467,22 +467,26 @@ def _fit(
     return tensors, errors, energy
 
 
-def _starts(
+def _clusters(
     name: str,
     weight: torch.Tensor,
     s: torch.Tensor,
-    tree: Tree,
+    tree: Tree | None,
     options: Options,
     pool: Any,
-) -> torch.Tensor:
-    """The codes that descent begins with: uint8 [N, K], or [S, N, K] where there are several."""
-    seeds = options.recipe.further_seeds(options.precisions, options.seed_precision)
-    if not seeds:
-        return tree.codes
-    others = [
-        build_tree(name, weight, s, replace(options, seed_precision=seed), pool) for seed in seeds
-    ]
-    return torch.stack([each.codes for each in (tree, *others)])
+) -> torch.Tensor | None:
+    """Clusters' codes that a fit begins with, uint8 [S, N, K]: of the tree, and of the other seeds
+    of the recipe's descent, where there are any.
+    """
+    descent = options.recipe.descent_of(options.codebook)
+    seeds = {seed for seed in options.precisions if descent and seed in descent.seeds}
+    trees = []
+    if tree is not None:
+        trees.append(tree)
+        seeds.discard(options.seed_precision)
+    for seed in sorted(seeds):
+        trees.append(build_tree(name, weight, s, replace(options, seed_precision=seed), pool))
+    return torch.stack([each.codes for each in trees]) if trees else None
 
 
 def _as_fp16(name: str, values: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ Every recipe calibrates and builds the tree of exact k-means and exact splits. W
   (`metric`: or to something plainer);
 - `descent`: codes of several precisions at once by joint nested descent, and then, bit by bit,
   those of wider ones;
+- `binary`: what of that is otherwise for binary coding;
 - `distillation`: at the end, codebooks of some precisions learn from the original model.
 """
 
@@ -15,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ METRICS = ("guided", "fisher", "plain")
 # What calibration's loss takes for the next tokens: those of the text, or ones drawn from the
 # model's own predictions.
 LABELS = ("text", "model")
-# What codes of binary coding begin with (torch.ops.anyprec.binary_codes).
+# What codes of binary coding begin with, beside clusters (torch.ops.anyprec.binary_codes).
 BINARY_STARTS = ("range", "greedy")
 
 
@@ -60,6 +61,25 @@ class Descent:
             raise RecipeError(f"descent.seeds: found {self.seeds!r}, wanted a list of precisions")
         if not all(seed in range(2, 9) for seed in self.seeds):
             raise RecipeError(f"descent.seeds: found {self.seeds!r}, wanted precisions of 2 to 8")
+
+    def weights(self, precisions: Sequence[int]) -> list[float]:
+        """The tau of each precision, 0 for one that takes no part."""
+        return [float(self.taus.get(precision, 0.0)) for precision in precisions]
+
+
+@dataclass(frozen=True)
+class Binary:
+    """What a recipe does otherwise for binary coding.
+
+    start: one of BINARY_STARTS, the codes that a descent begins with before any clusters. descent:
+    in place of the recipe's own; None: that one.
+    """
+
+    start: str = "range"
+    descent: Descent | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("binary.start", self.start, BINARY_STARTS)
 
 
 @dataclass(frozen=True)
@@ -104,8 +124,7 @@ class Distillation:
 class Recipe:
     """One recipe; `load_recipe` reads one. labels, passes: of calibration, which goes so many times
     over its text, labels one of LABELS (several passes where each draws labels of its own).
-    metric: one of METRICS, for what refit and descent minimize; binary_start: one of BINARY_STARTS,
-    of no account to other codebooks."""
+    metric: one of METRICS, for what refit and descent minimize."""
 
     name: str
     refit: bool
@@ -113,7 +132,7 @@ class Recipe:
     descent: Descent | None = None
     distillation: Distillation | None = None
     metric: str = "guided"
-    binary_start: str = "range"
+    binary: Binary = field(default_factory=Binary)
     labels: str = "text"
     passes: int = 1
 
@@ -125,12 +144,8 @@ class Recipe:
             raise RecipeError("name: found '', wanted some text")
         if not isinstance(self.refit, bool):
             raise RecipeError(f"refit: found {self.refit!r}, wanted true or false")
-        choices_of = {"metric": METRICS, "binary_start": BINARY_STARTS, "labels": LABELS}
-        for name, choices in choices_of.items():
-            if getattr(self, name) not in choices:
-                raise RecipeError(
-                    f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
-                )
+        _check_choice("metric", self.metric, METRICS)
+        _check_choice("labels", self.labels, LABELS)
         _check_integer("passes", self.passes, 1)
         if self.passes > 1 and self.labels == "text":
             raise RecipeError(
@@ -138,32 +153,31 @@ class Recipe:
             )
         if self.metric != "guided" and not self.refit:
             raise RecipeError(f"metric: found {self.metric!r} where refit is false")
-        if self.descent is not None and not self.refit:
-            raise RecipeError("descent: wanted null where refit is false: it needs the Hessians")
+        for name, descent in (("descent", self.descent), ("binary.descent", self.binary.descent)):
+            if descent is not None and not self.refit:
+                raise RecipeError(
+                    f"{name}: wanted null where refit is false: it needs the Hessians"
+                )
 
     @property
     def hessians(self) -> bool:
         """Whether calibration sums guided Hessians."""
         return self.refit and self.metric == "guided"
 
-    def taus(self, precisions: Sequence[int]) -> list[float]:
-        """The weight of each precision in the joint descent, 0 for one that takes no part."""
-        return taus_of(self.descent, precisions)
-
-    def further_seeds(self, precisions: Sequence[int], seed: int) -> list[int]:
-        """Those of `precisions` whose clusters are descended from beside those of `seed`."""
-        wanted = self.descent.seeds if self.descent else ()
-        return [b for b in precisions if b in wanted and b != seed]
+    def descent_of(self, codebook: str) -> Descent | None:
+        """The joint descent of a kind of codebook (options.CODEBOOKS)."""
+        return (self.binary.descent if codebook == "bcq" else None) or self.descent
 
     def distilled(self, precisions: Sequence[int]) -> list[int]:
         """Those of `precisions` whose codebooks are distilled."""
         wanted = self.distillation.steps if self.distillation else ()
         return [precision for precision in precisions if precision in wanted]
 
-    def check(self, precisions: Sequence[int]) -> None:
+    def check(self, precisions: Sequence[int], codebook: str) -> None:
         """Raises RecipeError where a step has none of `precisions` to work on."""
+        descent = self.descent_of(codebook)
         steps = {
-            "descent": (self.descent, any(self.taus(precisions))),
+            "descent": (descent, descent is not None and any(descent.weights(precisions))),
             "distillation": (self.distillation, bool(self.distilled(precisions))),
         }
         for step, (wanted, possible) in steps.items():
@@ -182,8 +196,8 @@ class Recipe:
         return {
             "refit": self.refit,
             "metric": self.metric,
-            "binary_start": self.binary_start,
             "descent": _json(self.descent),
+            "binary": _json(self.binary),
         }
 
     def record(self) -> dict[str, Any]:
@@ -197,12 +211,6 @@ class Recipe:
             **self.fit_record(),
             "distillation": distillation,
         }
-
-
-def taus_of(descent: Descent | None, precisions: Sequence[int]) -> list[float]:
-    """A descent's weight of each precision, 0 for one that takes no part."""
-    taus = descent.taus if descent else {}
-    return [float(taus.get(precision, 0.0)) for precision in precisions]
 
 
 def recipe_names() -> list[str]:
@@ -239,10 +247,12 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
 
 def _parse(found: Any) -> Recipe:
     values = _known("", Recipe, found)
-    if values.get("descent") is not None:
-        descent = _known("descent.", Descent, values["descent"])
-        descent["taus"] = _by_precision("descent.taus", descent["taus"])
-        values["descent"] = Descent(**descent)
+    values["descent"] = _descent("descent", values.get("descent"))
+    if "binary" in values:
+        binary = _known("binary.", Binary, values["binary"])
+        values["binary"] = Binary(
+            **{**binary, "descent": _descent("binary.descent", binary.get("descent"))}
+        )
     if values.get("distillation") is not None:
         distillation = _known("distillation.", Distillation, values["distillation"])
         rates = distillation.get("learning_rates")
@@ -254,15 +264,27 @@ def _parse(found: Any) -> Recipe:
     return Recipe(**values)
 
 
-_Step = TypeVar("_Step", Recipe, Descent, Distillation)
+def _descent(name: str, found: Any) -> Descent | None:
+    if found is None:
+        return None
+    descent = _known(f"{name}.", Descent, found)
+    descent["taus"] = _by_precision(f"{name}.taus", descent["taus"])
+    return Descent(**descent)
+
+
+_Step = TypeVar("_Step", Recipe, Binary, Descent, Distillation)
 
 
 def _known(prefix: str, step: type[_Step], found: Any) -> dict[str, Any]:
     """A copy of a JSON object that has exactly the fields of a step, those with defaults aside."""
     if not isinstance(found, dict):
         raise RecipeError(f"{prefix.rstrip('.') or 'a recipe'}: found {found!r}, wanted an object")
-    keys = {field.name for field in fields(step)}
-    optional = {field.name for field in fields(step) if field.default is not MISSING}
+    keys = {each.name for each in fields(step)}
+    optional = {
+        each.name
+        for each in fields(step)
+        if each.default is not MISSING or each.default_factory is not MISSING
+    }
     unknown = sorted(set(found) - keys)
     if unknown:
         raise RecipeError(f"{prefix}{unknown[0]}: unknown, wanted one of {', '.join(sorted(keys))}")
@@ -288,6 +310,11 @@ def _check_by_precision(name: str, values: dict[int, float]) -> None:
         raise RecipeError(f"{name}: empty, wanted at least one precision")
 
 
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise RecipeError(f"{name}: found {value!r}, wanted one of {', '.join(choices)}")
+
+
 def _check_integer(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise RecipeError(f"{name}: found {value!r}, wanted an integer of at least {least}")
@@ -297,6 +324,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _json(step: Descent | Distillation | None) -> dict[str, Any] | None:
+def _json(step: Binary | Descent | Distillation | None) -> dict[str, Any] | None:
     """As a manifest that was written and read again has it: lists, and keys as text."""
     return None if step is None else json.loads(json.dumps(asdict(step)))

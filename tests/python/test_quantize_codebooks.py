@@ -13,7 +13,7 @@ from anyprec.model import AnyPrecisionForCausalLM
 from anyprec.modules import Linear
 from anyprec.options import Options, QuantizeError, classes
 from anyprec.quantization import quantize
-from anyprec.recipes import Descent, Recipe
+from anyprec.recipes import Binary, Descent, Recipe
 from anyprec.sizes import precision_sizes
 
 BITS = tuple(range(2, 7))
@@ -76,7 +76,7 @@ def test_binary_coding_interrupted_on_other_threads_ends_with_the_same_bytes(
     name, start, tiny_source, text_file, tmp_path, monkeypatch
 ):
     def request(out, threads):
-        recipe = replace(JOINT, binary_start=start)
+        recipe = replace(JOINT, binary=Binary(start))
         settings = {"dataset": str(text_file), "num_examples": 3, "seq_len": 32, "device": "cpu"}
         settings |= {"precisions": BITS, "recipe": recipe, "threads": threads}
         quantize(tiny_source, out, **settings, **CODEBOOKS[name][0])
@@ -104,12 +104,44 @@ def test_the_published_way_leaves_other_codes():
     weight, sums = torch.randn(8, 96), Sums(torch.rand(8, 96), torch.diag(torch.rand(96)))
     found = {}
     for metric, start in itertools.product(("guided", "fisher", "plain"), ("range", "greedy")):
-        recipe = replace(JOINT, metric=metric, binary_start=start)
+        recipe = replace(JOINT, metric=metric, binary=Binary(start))
         options = Options(codebook="bcq", group_size=32, precisions=BITS, recipe=recipe)
         hessian = hessian_for(sums, recipe)
         found[metric, start] = fit_to_hessian(weight, None, hessian, options, torch.device("cpu"))
     codes = {key: fit.codes.numpy().tobytes() for key, fit in found.items()}
     assert len(set(codes.values())) == len(codes)
+
+
+def test_binary_coding_begins_with_codes_of_its_own_and_clusters_of_every_seed(
+    tiny_source, text_file, tmp_path, monkeypatch
+):
+    calls, fit = [], torch.ops.anyprec.fit
+
+    def watched(*args):
+        calls.append(args)
+        return fit(*args)
+
+    monkeypatch.setattr(torch.ops.anyprec, "fit", watched)
+
+    def starts(name, **request):
+        calls.clear()
+        settings = {"dataset": str(text_file), "num_examples": 3, "seq_len": 32, "device": "cpu"}
+        quantize(
+            tiny_source, tmp_path / name, group_size=32, precisions=BITS, **settings, **request
+        )
+        return list(calls)
+
+    descent = Descent({2: 1.0, 3: 0.5}, 2, 1, seeds=(2, 3, 8))
+    found = starts("bcq", codebook="bcq", recipe=replace(JOINT, binary=Binary("range", descent)))
+    trees = [starts(f"lut {b}", seed_precision=b, recipe=JOINT) for b in (2, 3)]
+    for (weight, codes, hessian, *_, taus, rounds, _), two, three in zip(
+        found, *trees, strict=True
+    ):
+        curvature = hessian.diagonal().contiguous()
+        own = torch.ops.anyprec.binary_codes(weight, curvature, 32, list(BITS), "range")
+        assert torch.equal(codes, torch.cat([own[None], two[1], three[1]]))
+        assert (taus, rounds) == ([1.0, 0.5, 0.0, 0.0, 0.0], 2)
+        assert two[-3] == [1.0, 1.0, 1.0, 0.0, 0.0]  # other codebooks have the recipe's
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ class TestRefit:
             quantize(tiny_source, out, recipe=JOINT, seed_precision=seed, **options)
             for call, alone in zip(calls, fit.calls, strict=True):
                 assert len(call["codes"]) == 3
-                assert torch.equal(call["codes"][at], alone["codes"])
+                assert torch.equal(call["codes"][at], alone["codes"][0])
 
     def test_without_descent_codebooks_alone_are_fitted(self, tiny_source, options, fit, tmp_path):
         quantize(tiny_source, tmp_path / "out", recipe=REFIT, **options)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from anyprec.recipes import RecipeError, load_recipe, recipe_names
+from anyprec.options import CODEBOOKS
+from anyprec.recipes import Descent, RecipeError, load_recipe, recipe_names
 
 BEST = {
     "name": "mine",
@@ -45,12 +46,13 @@ def test_three_recipes_ship_each_doing_more_than_the_one_before():
     assert best.refit and best.descent and best.distillation
     for recipe in (fast, balanced, best):
         assert recipe.description
-        recipe.check(range(2, 9))
+        for codebook in CODEBOOKS:
+            recipe.check(range(2, 9), codebook)
 
 
 def test_a_file_is_a_recipe_too(written):
     recipe = load_recipe(written(BEST))
-    assert recipe.taus((2, 3, 4, 5)) == [1.0, 0.0, 0.5, 0.0]
+    assert recipe.descent.weights((2, 3, 4, 5)) == [1.0, 0.0, 0.5, 0.0]
     assert recipe.distilled((3, 4, 5)) == [3]
     assert recipe.distillation.steps == {2: 300, 3: 200}
     assert load_recipe(recipe) is recipe
@@ -96,7 +98,14 @@ def test_the_record_has_no_folder_of_a_text(written):
         ("refit", 1, "refit: found 1, wanted true or false"),
         ("refit", False, "descent: wanted null where refit is false"),
         ("metric", "loss", "metric: found 'loss', wanted one of guided, fisher, plain"),
-        ("binary_start", "random", "binary_start: found 'random', wanted one of range, greedy"),
+        (
+            "binary",
+            {"start": "random"},
+            r"binary\.start: found 'random', wanted one of range, greedy",
+        ),
+        ("binary", {"end": "range"}, r"binary\.end: unknown, wanted one of descent, start"),
+        ("binary", {"descent": {"taus": {"2": 1}}}, r"binary\.descent\.child_sweeps: missing"),
+        ("binary", ["range"], r"binary: found \['range'\], wanted an object"),
         ("descent", [], r"descent: found \[\], wanted an object"),
         ("descent/rounds", None, r"descent\.rounds: missing"),
         ("descent/rounds", 0, r"descent\.rounds: found 0, wanted an integer of at least 1"),
@@ -138,13 +147,16 @@ def test_what_calibration_sums_is_recorded_with_what_is_made_of_it(written):
     assert drawn.record() == {**plain.record(), **drawn.sums_record()}
 
 
-def test_further_seeds_are_those_that_the_checkpoint_has(written):
-    recipe = load_recipe(written(changed("descent/seeds", [5, 3, 4])))
-    assert recipe.further_seeds((2, 3, 4, 5), seed=3) == [4, 5]
-    assert recipe.further_seeds((2, 3, 4), seed=4) == [3]
-    assert load_recipe(written(BEST)).further_seeds((2, 3), seed=2) == []
-    assert load_recipe("fast").further_seeds((2, 3), seed=2) == []
-    assert recipe.fit_record() != load_recipe(written(BEST)).fit_record()
+def test_binary_coding_may_have_a_descent_of_its_own(written):
+    recipe = load_recipe(written(BEST))
+    own = {"taus": {"3": 1}, "rounds": 1, "child_sweeps": 0, "seeds": [2]}
+    other = load_recipe(written({**BEST, "binary": {"descent": own}}))
+    assert recipe.descent_of("bcq") == recipe.descent_of("lut") == other.descent_of("hybrid")
+    assert other.descent_of("bcq") == Descent({3: 1}, 1, 0, [2])
+    assert recipe.binary.start == other.binary.start == "range"
+    assert recipe.fit_record() != other.fit_record()
+    with pytest.raises(RecipeError, match=r"binary\.descent: wanted null where refit is false"):
+        load_recipe(written({"name": "mine", "refit": False, "binary": {"descent": own}}))
 
 
 def test_a_recipe_that_is_not_there_names_those_that_are():
@@ -155,6 +167,6 @@ def test_a_recipe_that_is_not_there_names_those_that_are():
 def test_a_step_without_any_precision_to_work_on_is_an_error(written):
     recipe = load_recipe(written(BEST))
     with pytest.raises(RecipeError, match=r"recipe mine: its descent is for none .* 7, 8"):
-        recipe.check((7, 8))
+        recipe.check((7, 8), "lut")
     with pytest.raises(RecipeError, match=r"its distillation is for none of .* 4, 5"):
-        recipe.check((4, 5))
+        recipe.check((4, 5), "lut")
