@@ -208,6 +208,7 @@ class _Run:
         self.infos: dict[str, dict[str, Any]] = {}  # of the linears that are done
         self.stored = {linear.name: threading.Event() for linear in self.linears}
         self.given_up = False
+        self.written: Future[None] | None = None
         # Calibration puts copies on the device in the dtype that it computes in.
         self.weights = {
             linear.name: self.source.model.get_submodule(linear.name).weight.data
@@ -254,15 +255,14 @@ class _Run:
     def _fit_and_write(self, work: WorkDirectory, out: Path, overwrite: bool) -> None:
         """Beside a GPU's work the checkpoint is written as linears come; on a CPU afterwards."""
         with ThreadPoolExecutor(1) as pool:
-            written: Future[None] | None = None
             try:
                 if self.writes_beside:
-                    written = pool.submit(self._write, work, out, overwrite)
+                    self.written = pool.submit(self._write, work, out, overwrite)
                 with Background(self.threads) as self.background:
                     self._calibrate(work)
                     self._fit_rest(work)
                 self.report.line(f"writing {self.out}")
-                self._wait_for(written or pool.submit(self._write, work, out, overwrite))
+                self._wait_for(self.written or pool.submit(self._write, work, out, overwrite))
             except BaseException:
                 self.given_up = True
                 for stored in self.stored.values():
@@ -358,6 +358,8 @@ class _Run:
                 step()
 
     def _fit_linear(self, work: WorkDirectory, linear: Linear, sums: Sums) -> None:
+        if self.written is not None and self.written.done():
+            self.written.result()  # it failed: the last linear was not there
         tensors, errors, energy = _fit(
             linear.name, self._weight(linear), sums, self.options, self.pool, self.request.device
         )

@@ -348,6 +348,29 @@ class TestMemory:
         quantize(tiny_source, out, **options)
         assert files_of(out) == files_of(whole)
 
+    def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+        self, tiny_source, options, tmp_path, monkeypatch
+    ):
+        from anyprec import quantization
+
+        self.write_beside(monkeypatch)
+        failed, real, fitted = threading.Event(), quantization._fit, []
+
+        def write(*args):
+            failed.set()
+            raise OSError("no space left")
+
+        def fit(name, *args):
+            assert failed.wait(60)
+            fitted.append(name)
+            return real(name, *args)
+
+        monkeypatch.setattr(quantization, "write_checkpoint", write)
+        monkeypatch.setattr(quantization, "_fit", fit)
+        with pytest.raises(OSError, match="no space left"):
+            quantize(tiny_source, tmp_path / "out", **options)
+        assert len(fitted) < 14
+
     def write_beside(self, monkeypatch):
         from anyprec import quantization
 
