@@ -34,7 +34,8 @@ from anyprec.source import Source
 from anyprec.work import WorkDirectory
 
 # What is timed: where it is, its name, and the stage that it is a part of (one at a time), or None.
-# Pieces are stored by threads of their own, beside the rest: their seconds are added up.
+# Pieces are stored, and on a GPU the checkpoint written, by threads of their own beside the rest:
+# their seconds are added up.
 STAGES = [
     (Source, "sha256", "hash the source"),
     (quantization, "calibrate", "calibrate"),
@@ -44,7 +45,8 @@ STAGES = [
     (quantization, "planes_of", "fit linears: planes"),
     (quantization, "to_host", "fit linears: to the CPU"),
     (WorkDirectory, "store", "store pieces (beside)"),
-    (quantization, "write_checkpoint", "write the checkpoint"),
+    (quantization, "write_checkpoint", "write the checkpoint (beside)"),
+    (quantization._Run, "_wait_for", "wait for the checkpoint"),
     (quantization, "refine", "distil"),
 ]
 

@@ -50,11 +50,13 @@ MODELS = {
 # What a kernel's name has in it, by kind; the first that fits. Others are libtorch's own.
 KINDS = {
     "sweep": ["sweep_kernel"],
+    "sweep of the newest bit": ["newest_bit_kernel"],
     "refit: errors": ["::Error"],
     "refit: begin": ["::Begin"],
     "refit: step": ["::Step"],
     "means by slot": ["::Sums"],
-    "products, bf16": ["bf16", "bfloat"],
+    "products, fp16": ["nvjet_sm90_h"],
+    "products, bf16": ["nvjet_sm90_t", "bf16bf16"],
     "products, fp32 and TF32": ["gemm", "cutlass", "splitK", "gemv"],
     "sorts": ["sort", "Sort"],
     "copies": ["Memcpy", "Memset"],

@@ -12,6 +12,8 @@ struct OneLane {
   static int lane() { return 0; }
   static double sum(double number) { return number; }
   static void sync() {}
+  using Moved = float;
+  static float unit(float) { return 1.0f; }
 };
 
 template <class Body>

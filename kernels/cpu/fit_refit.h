@@ -22,6 +22,7 @@ struct RefitWidth {
   float* scale;         ///< [rows, G U]: the preconditioner
   float* turned;        ///< [rows, G U]: basis^T P^T H P basis @ direction
   float* ridge;         ///< [rows]
+  float* unit;          ///< [rows]: of what is in `moved`, a power of two
   double* energies;     ///< [rows]: (w - q)^T H (w - q)
 };
 
@@ -39,8 +40,10 @@ struct RefitRows {
   int codebooks;            ///< G
   float* error;             ///< [W, rows, K]: w - q
   float* pulled;            ///< [W, rows, K]: H (w - q)
-  float* moved;             ///< [W, rows, K]: values of the direction
-  const float* product;     ///< [W, rows, K]: moved @ H
+  /// [W, rows, K]: values of the direction over the row's unit. fp32 on a CPU, where that is 1,
+  /// fp16 on a GPU, with as many digits as TF32 has.
+  void* moved;
+  const float* product;  ///< [W, rows, K]: moved @ H
 };
 
 /// Writes w - q to `error`.

@@ -14,7 +14,9 @@
 
 /// One row at one precision, for a team of lanes: one on a CPU, a warp on a GPU. A team has
 ///   kLanes; lane(); sum(double), over its lanes, the same in each; sync(), before which all that
-///   its lanes wrote is there for all of them.
+///   its lanes wrote is there for all of them; Moved, the type of what a product is made of, and
+///   unit(float), what the numbers of a row are divided by to suit it, from the largest one of each
+///   lane.
 namespace anyprec::cpu {
 
 /// Numbers of scratch: a bin for each value and lane, and a table of values.
@@ -39,7 +41,9 @@ class RefitRow {
   ANYPREC_FIT_INLINE void error(const Put& put) {
     for (int g = 0; g < rows_.codebooks; ++g) {
       expand(mine(w_.coefficients), g);
-      columns(g, [&](std::int64_t k) { put(matrix_ + k, weight_[k] - value(k)); });
+      columns(
+          g, [&](std::int64_t k) { return weight_[k] - value(k); },
+          [&](std::int64_t k, float error) { put(matrix_ + k, error); });
     }
   }
 
@@ -61,9 +65,12 @@ class RefitRow {
     double energy = 0.0, diagonal = 0.0;
     for (int g = 0; g < rows_.codebooks; ++g) {
       expand(mine(w_.coefficients), g);
-      columns(g, [&](std::int64_t k) {
-        energy += static_cast<double>(weight_[k] - value(k)) * static_cast<double>(pulled[k]);
-      });
+      columns(
+          g,
+          [&](std::int64_t k) {
+            return static_cast<double>(weight_[k] - value(k)) * static_cast<double>(pulled[k]);
+          },
+          [&](std::int64_t, double product) { energy += product; });
       sum_by_code(g, pulled);
       project(g, [&](std::int64_t u, float sum) { gradient[u] = sum; }, false);
       sum_by_code(g, rows_.diagonal);
@@ -97,7 +104,7 @@ class RefitRow {
     float* const direction = mine(w_.direction);
     float* const turned = mine(w_.turned);
     const float* const scale = mine(w_.scale);
-    const float ridge = w_.ridge[row_];
+    const float ridge = w_.ridge[row_], unit = w_.unit[row_];
     // Of the direction: its product with what is left and with the gradient, its curvature, its
     // length; and the old size of what is left.
     double slope = 0.0, descent = 0.0, curvature = 0.0, length = 0.0, size = 0.0;
@@ -107,6 +114,7 @@ class RefitRow {
           g,
           [&](std::int64_t u, float sum) {
             const auto d = static_cast<double>(direction[u]), l = static_cast<double>(left[u]);
+            sum *= unit;
             turned[u] = sum;
             slope += d * l;
             descent += d * static_cast<double>(gradient[u]);
@@ -146,9 +154,10 @@ class RefitRow {
       w_.energies[row_] = energy > 0.0 ? energy : 0.0;
     }
     float* const pulled = rows_.pulled + matrix_;
-    for (std::int64_t k = team_.lane(); k < rows_.columns; k += Team::kLanes) {
-      pulled[k] -= by * product[k];
-    }
+    const float by_units = by * unit;
+    each_of(
+        0, rows_.columns, [&](std::int64_t k) { return pulled[k] - by_units * product[k]; },
+        [&](std::int64_t k, float number) { pulled[k] = number; });
     if (last) return;
     const auto keep = static_cast<float>(size > 0.0 ? next_size / size : 0.0);
     each_unknown([&](std::int64_t u) { direction[u] = scale[u] * left[u] + keep * direction[u]; });
@@ -158,6 +167,7 @@ class RefitRow {
  private:
   static constexpr double kMost = 1e300;
   static constexpr int kAhead = 8;  // loads in flight
+  static constexpr int kBatch = Team::kLanes > 1 ? kAhead : 1;
 
   ANYPREC_FIT_INLINE float* mine(float* numbers) const { return numbers + row_ * unknowns_; }
   ANYPREC_FIT_INLINE int code(std::int64_t k) const { return codes_[k] & (values_ - 1); }
@@ -168,15 +178,33 @@ class RefitRow {
     for (std::int64_t u = team_.lane(); u < unknowns_; u += Team::kLanes) body(u);
   }
 
-  /// The columns of a codebook.
-  template <class Body>
-  ANYPREC_FIT_INLINE void columns(int group, const Body& body) const {
+  /// put(i, get(i)) for the lane's of [first, end), in order; nothing that is put may be got later.
+  /// A compiler has to take what is put for something that is got, and would wait for each.
+  template <class Get, class Put>
+  ANYPREC_FIT_INLINE void each_of(std::int64_t first, std::int64_t end, const Get& get,
+                                  const Put& put) const {
+    constexpr int kLanes = Team::kLanes;
+    std::int64_t i = first + team_.lane();
+    for (; i + (kBatch - 1) * kLanes < end; i += kBatch * kLanes) {
+      decltype(get(i)) numbers[kBatch];
+      for (int a = 0; a < kBatch; ++a) numbers[a] = get(i + a * kLanes);
+      for (int a = 0; a < kBatch; ++a) put(i + a * kLanes, numbers[a]);
+    }
+    for (; i < end; i += kLanes) put(i, get(i));
+  }
+
+  /// put(k, get(k)) for the columns of a codebook.
+  template <class Get, class Put>
+  ANYPREC_FIT_INLINE void columns(int group, const Get& get, const Put& put) const {
     const std::int64_t first = group * rows_.group_size;
     const std::int64_t end =
         first + rows_.group_size < rows_.columns ? first + rows_.group_size : rows_.columns;
-    for (std::int64_t i = first + team_.lane(); i < end; i += Team::kLanes) {
-      body(rows_.places == nullptr ? i : rows_.places[i]);
-    }
+    const auto place = [&](std::int64_t i) {
+      return rows_.places == nullptr ? i : rows_.places[i];
+    };
+    each_of(
+        first, end, [&](std::int64_t i) { return get(place(i)); },
+        [&](std::int64_t i, auto number) { put(place(i), number); });
   }
 
   /// To table_: the values of a codebook.
@@ -253,10 +281,21 @@ class RefitRow {
 
   /// To `moved`: the values of the direction.
   ANYPREC_FIT_INLINE void move() {
-    float* const moved = rows_.moved + matrix_;
+    using Moved = typename Team::Moved;
+    auto* const moved = static_cast<Moved*>(rows_.moved) + matrix_;
+    const float* const direction = mine(w_.direction);
+    float largest = 0.0f;
+    each_unknown([&](std::int64_t u) {
+      const float size = std::fabs(direction[u]);
+      largest = size > largest ? size : largest;
+    });
+    const float unit = team_.unit(largest), by = 1.0f / unit;
+    if (team_.lane() == 0) w_.unit[row_] = unit;
     for (int g = 0; g < rows_.codebooks; ++g) {
-      expand(mine(w_.direction), g);
-      columns(g, [&](std::int64_t k) { moved[k] = value(k); });
+      expand(direction, g);
+      columns(
+          g, [&](std::int64_t k) { return value(k) * by; },
+          [&](std::int64_t k, float number) { moved[k] = static_cast<Moved>(number); });
     }
   }
 

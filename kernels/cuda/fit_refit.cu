@@ -1,4 +1,5 @@
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -23,6 +24,19 @@ struct Warp {
       number += __shfl_xor_sync(0xffffffffu, number, offset);
     }
     return number;
+  }
+  using Moved = __half;
+  /// So that the largest is 256 to 512: a value is that of at most nine coefficients.
+  __device__ __forceinline__ float unit(float largest) const {
+    unsigned bits = __float_as_uint(largest);
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+      bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, offset));
+    }
+    const int exponent = static_cast<int>(bits >> 23);  // that of a number below 2^8, with a bias
+    return exponent > 8 && exponent < 255
+               ? __uint_as_float(static_cast<unsigned>(exponent - 8) << 23)
+               : 1.0f;
   }
 };
 

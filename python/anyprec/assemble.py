@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Iterable
@@ -67,6 +68,13 @@ class Request:
             "distillation_text": tokens.record() if tokens else None,
         }
 
+    @functools.cached_property
+    def base(self) -> dict[str, torch.Tensor]:
+        """Every tensor that is not quantized, by name, as the checkpoint stores it."""
+        tensors = base_tensors(self.source, self.selection)
+        return {name: self.source.stored(tensor) for name, tensor in tensors.items()}
+
+    @functools.cached_property
     def config(self) -> dict[str, Any]:
         """config.json: the model's own with `quantization_config`."""
         config = self.source.config_dict()
@@ -91,6 +99,11 @@ class Request:
         }
         return config
 
+    def prepare(self) -> None:
+        """Takes from the model what the checkpoint needs of it, before calibration puts copies in
+        place of its parameters and unties its head for a while."""
+        _ = self.base, self.config
+
 
 def _untie(config: dict[str, Any]) -> None:
     """The head is a matrix of its own now, whatever part of the config says otherwise."""
@@ -114,12 +127,11 @@ def write_checkpoint(
     pieces: for every linear "planes" uint8 [parent, N, ceil(K/8)], "lut.<b>" and, where the
     codebook has some, "alpha.<b>", as docs/format.md has them.
     """
-    config_json = json.dumps(request.config(), indent=2, ensure_ascii=False) + "\n"
+    config_json = json.dumps(request.config, indent=2, ensure_ascii=False) + "\n"
     options_json = json.dumps(request.record(), sort_keys=True)
     writer = _core.CheckpointWriter(out, config_json, options_json, overwrite=overwrite)
     try:
-        for name, tensor in base_tensors(request.source, request.selection).items():
-            tensor = request.source.stored(tensor)
+        for name, tensor in request.base.items():
             data = np.asarray(tensor_bytes(tensor))
             writer.add(name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), data)
         for linear, piece in pieces:

@@ -14,6 +14,9 @@ from anyprec.tying import untied
 
 # Of what is free, what a plan may use when nobody states a limit.
 _SHARE = 0.9
+# What a fit to a Hessian takes on a GPU for the rows that it has at once, at most and for each
+# weight (src/fit/fit.cpp).
+_FIT_BYTES, _FIT_BYTES_OF_WEIGHT = 4 << 30, 150
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def make_plan(
     """
     with untied(model, names):
         stem, blocks = blocks_of(model)
-        costs = _costs(model, names, stem, blocks, tokens, dtype, hessians)
+        costs = _costs(model, names, stem, blocks, tokens, dtype, hessians, device.type)
     copied = device.type != "cpu" or dtype != next(model.parameters()).dtype
     ways = list(_ways(costs, len(blocks), device, copied))
     memory = torch.device("cpu")
@@ -144,6 +147,7 @@ def _costs(
     tokens: tuple[int, int],
     dtype: torch.dtype,
     hessians: bool,
+    device: str,
 ) -> _Costs:
     sequences, length = tokens
     main = next(model.parameters()).dtype
@@ -166,6 +170,15 @@ def _costs(
     heads = getattr(text, "num_attention_heads", 0) or 0
     eager = getattr(config, "_attn_implementation", None) == "eager"
     scores = heads * length * length * max(dtype.itemsize, 4)
+
+    def transient(n: int, k: int) -> int:
+        """A gradient in the dtype and in fp32; the fit's copies of the weight and of the Hessian,
+        and its rows."""
+        fit = 24 * k * k if hessians else 0
+        if hessians and device != "cpu":
+            fit += min(_FIT_BYTES, _FIT_BYTES_OF_WEIGHT * n * k)
+        return n * k * (16 + dtype.itemsize) + fit
+
     linears = [m for m in outside if isinstance(m, nn.Linear)]
     largest = [model.get_submodule(n).weight.shape for n in names]
     hidden = getattr(text, "hidden_size", None) or max((s[1] for s in largest), default=0)
@@ -185,11 +198,7 @@ def _costs(
         * max((m.out_features for m in linears), default=0)
         * (2 * dtype.itemsize + 12)
         + 3 * scores,
-        # A gradient in the dtype and in fp32; the fit's copies of the weight and of the Hessian.
-        transient=max(
-            (n * k * (16 + dtype.itemsize) + (24 * k * k if hessians else 0) for n, k in largest),
-            default=0,
-        ),
+        transient=max((transient(n, k) for n, k in largest), default=0),
         states=sequences * length * hidden * dtype.itemsize,
     )
 

@@ -7,8 +7,10 @@ import glob
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,14 +202,19 @@ class _Run:
         self.pool = _core.ThreadPool(threads)
         # A GPU makes sums faster than a disk takes them; on a CPU they take long.
         self.keeps_sums = request.device.type == "cpu"
+        self.writes_beside = request.device.type != "cpu"
         # On a CPU fits take all cores and longer than files; one thread keeps those in order.
         self.threads = 1 if self.keeps_sums else _FILE_THREADS
         self.infos: dict[str, dict[str, Any]] = {}  # of the linears that are done
+        self.stored = {linear.name: threading.Event() for linear in self.linears}
+        self.given_up = False
+        self.written: Future[None] | None = None
         # Calibration puts copies on the device in the dtype that it computes in.
         self.weights = {
             linear.name: self.source.model.get_submodule(linear.name).weight.data
             for linear in self.linears
         }
+        request.prepare()
 
     def already_made(self) -> bool:
         try:
@@ -234,15 +241,36 @@ class _Run:
                 piece = work.load("linears", linear.name, self._linear_key(linear))
                 if piece is not None:
                     self._done(linear, piece.info)
-            with Background(self.threads) as self.background:
-                self._calibrate(work)
-                self._fit_rest(work)
+                    self.stored[linear.name].set()
             if self.options.recipe.distillation is None:
-                self._write(work, self.out, overwrite)
+                self._fit_and_write(work, self.out, overwrite)
             else:
-                self._distil(work, overwrite)
+                staged = work.path / "checkpoint"
+                _sweep_partial(staged)
+                self._fit_and_write(work, staged, overwrite=True)
+                self._distil(staged, overwrite)
             work.remove()
         return [self._result(linear) for linear in self.linears]
+
+    def _fit_and_write(self, work: WorkDirectory, out: Path, overwrite: bool) -> None:
+        """Beside a GPU's work the checkpoint is written as linears come; on a CPU afterwards."""
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                if self.writes_beside:
+                    self.written = pool.submit(self._write, work, out, overwrite)
+                with Background(self.threads) as self.background:
+                    self._calibrate(work)
+                    self._fit_rest(work)
+                self.report.line(f"writing {self.out}")
+                self._wait_for(self.written or pool.submit(self._write, work, out, overwrite))
+            except BaseException:
+                self.given_up = True
+                for stored in self.stored.values():
+                    stored.set()
+                raise
+
+    def _wait_for(self, written: Future[None]) -> None:
+        written.result()
 
     # Step 1: sums over the calibration text.
 
@@ -330,13 +358,24 @@ class _Run:
                 step()
 
     def _fit_linear(self, work: WorkDirectory, linear: Linear, sums: Sums) -> None:
+        if self.written is not None and self.written.done():
+            self.written.result()  # it failed: the last linear was not there
         tensors, errors, energy = _fit(
             linear.name, self._weight(linear), sums, self.options, self.pool, self.request.device
         )
         info = {"errors": {str(b): error for b, error in errors.items()}, "energy": energy}
-        key = self._linear_key(linear)
-        self.background.run(work.store, "linears", linear.name, key, tensors, info)
+        self.background.run(self._store, work, linear, tensors, info)
         self._done(linear, info)
+
+    def _store(
+        self,
+        work: WorkDirectory,
+        linear: Linear,
+        tensors: dict[str, torch.Tensor],
+        info: dict[str, Any],
+    ) -> None:
+        work.store("linears", linear.name, self._linear_key(linear), tensors, info)
+        self.stored[linear.name].set()
 
     def _weight(self, linear: Linear) -> torch.Tensor:
         """As the source has it: the copy on the device where that is no coarser."""
@@ -371,17 +410,14 @@ class _Run:
     # Step 3: the checkpoint, and what is done to it as a whole.
 
     def _write(self, work: WorkDirectory, out: Path, overwrite: bool) -> None:
-        self.report.line(f"writing {self.out}")
+        """With each linear as soon as its result is stored."""
         pieces = ahead(
             lambda linear: (linear, self._stored(work, linear)), self.linears, _FILE_THREADS
         )
         write_checkpoint(self.request, out, pieces, overwrite)
 
-    def _distil(self, work: WorkDirectory, overwrite: bool) -> None:
-        """Writes the checkpoint aside, and under its name only when it is distilled."""
-        staged = work.path / "checkpoint"
-        _sweep_partial(staged)
-        self._write(work, staged, overwrite=True)
+    def _distil(self, staged: Path, overwrite: bool) -> None:
+        """The checkpoint, which was written aside; under its name only when it is distilled."""
         wanted = self.options.recipe.distillation
         precisions = self.options.recipe.distilled(self.options.precisions)
         done = refine(
@@ -402,6 +438,9 @@ class _Run:
             rewrite_checkpoint(staged, self.out, {}, {}, overwrite=overwrite)
 
     def _stored(self, work: WorkDirectory, linear: Linear) -> Piece:
+        self.stored[linear.name].wait()
+        if self.given_up:
+            raise CancelledError
         piece = work.load("linears", linear.name, self._linear_key(linear))
         if piece is None:
             raise QuantizeError(

@@ -17,9 +17,11 @@ class Solver {
     view_.widths = static_cast<int>(codebooks.size());
     const std::vector<std::int64_t> shape{view_.widths, view_.rows, view_.columns};
     pulled_ = at::empty(shape, rows.weight.options());
-    moved_ = at::empty(shape, rows.weight.options());
+    const bool on_cpu = device_.is_cpu();
+    moved_ = at::empty(shape, rows.weight.options().dtype(on_cpu ? at::kFloat : at::kHalf));
     view_.pulled = pulled_.mutable_data_ptr<float>();
-    view_.moved = view_.error = moved_.mutable_data_ptr<float>();
+    view_.moved = moved_.mutable_data_ptr();
+    view_.error = on_cpu ? moved_.mutable_data_ptr<float>() : nullptr;
     for (std::size_t w = 0; w < codebooks.size(); ++w) add(view_.width[w], *codebooks[w]);
   }
 
@@ -36,8 +38,8 @@ class Solver {
     run_refit_begin(view_, kRidge, kLeastRidge, device_);
   }
 
-  void solve(int steps, Accuracy accuracy) {
-    const at::Tensor product_of = at::empty_like(moved_);
+  void solve(int steps) {
+    const at::Tensor product_of = at::empty_like(pulled_);
     view_.product = product_of.const_data_ptr<float>();
     for (int step = 0; step < steps; ++step) {
       // As many steps as there are unknowns solve a system, and precisions are rising.
@@ -46,7 +48,7 @@ class Solver {
       const auto left = [&](const at::Tensor& matrices) {
         return matrices.slice(0, view_.first).flatten(0, 1);
       };
-      step_product(left(moved_), metric_.hessian, metric_.split, accuracy, left(product_of));
+      step_product(left(moved_), metric_.hessian, metric_.split, left(product_of));
       run_refit_step(view_, step + 1 == steps, device_);
     }
   }
@@ -65,9 +67,9 @@ class Solver {
     codebook.energies = at::empty({n}, codebook.coefficients.options().dtype(at::kDouble));
     const at::Tensor vectors =
         at::empty({kVectors, n, view_.codebooks, basis.coefficients()}, pulled_.options());
-    const at::Tensor ridge = at::empty({n}, pulled_.options());
+    const at::Tensor by_row = at::empty({2, n}, pulled_.options());
     vectors_.push_back(vectors);
-    ridges_.push_back(ridge);
+    by_row_.push_back(by_row);
     auto* const numbers = vectors.mutable_data_ptr<float>();
     width.precision = basis.precision();
     width.unknowns = static_cast<int>(basis.coefficients());
@@ -77,7 +79,8 @@ class Solver {
     float** const places[kVectors] = {&width.gradient, &width.left, &width.direction, &width.scale,
                                       &width.turned};
     for (int i = 0; i < kVectors; ++i) *places[i] = numbers + i * n * unknowns;
-    width.ridge = ridge.mutable_data_ptr<float>();
+    width.ridge = by_row.mutable_data_ptr<float>();
+    width.unit = width.ridge + n;
   }
 
   const Metric& metric_;
@@ -85,17 +88,16 @@ class Solver {
   at::Device device_;
   cpu::RefitRows view_{};
   at::Tensor pulled_, moved_;
-  std::vector<at::Tensor> vectors_, ridges_;
+  std::vector<at::Tensor> vectors_, by_row_;
 };
 
 }  // namespace
 
 at::Tensor refit_by_gradients(const Rows& rows, const Metric& metric,
-                              const std::vector<Codebook*>& codebooks, int steps,
-                              Accuracy accuracy) {
+                              const std::vector<Codebook*>& codebooks, int steps) {
   Solver solver(rows, metric, codebooks);
   solver.begin();
-  solver.solve(steps, accuracy);
+  solver.solve(steps);
   return solver.pulled();
 }
 

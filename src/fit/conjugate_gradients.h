@@ -14,11 +14,10 @@ namespace anyprec::fit {
 ///   (P^T H P + lambda I) delta = P^T H (w - P c),  lambda = 1e-5 of the mean diagonal,
 ///
 /// preconditioned by the diagonal: all rows and precisions at once, a product with H a step. A row
-/// takes a step only where its energy falls by it. accuracy: of the steps' products. Returns
-/// H (w - q) of the result, fp32 [precisions, n, K].
+/// takes a step only where its energy falls by it. Returns H (w - q) of the result, fp32
+/// [precisions, n, K].
 at::Tensor refit_by_gradients(const Rows& rows, const Metric& metric,
-                              const std::vector<Codebook*>& codebooks, int steps,
-                              Accuracy accuracy);
+                              const std::vector<Codebook*>& codebooks, int steps);
 
 /// What an error w - q does.
 struct Errors {

@@ -34,18 +34,18 @@ void product(const at::Tensor& a, const at::Tensor& b, Accuracy accuracy, const 
 SplitMatrix split_matrix(const at::Tensor& matrix) {
   if (matrix.is_cpu()) return {};
   const at::Tensor high = matrix.to(at::kBFloat16);
-  return {.high = high, .low = (matrix - high.to(at::kFloat)).to(at::kBFloat16)};
+  return {.high = high,
+          .low = (matrix - high.to(at::kFloat)).to(at::kBFloat16),
+          .half = matrix.to(at::kHalf)};
 }
 
-void step_product(const at::Tensor& a, const at::Tensor& matrix, const SplitMatrix& split,
-                  Accuracy accuracy, const at::Tensor& out) {
+void step_product(const at::Tensor& moved, const at::Tensor& matrix, const SplitMatrix& split,
+                  const at::Tensor& out) {
 #ifdef ANYPREC_FIT_ON_CUDA
-  if (a.is_cuda() && accuracy == Accuracy::kCoarse) {
-    return gpu::coarse_product(a, split.high, out);
-  }
+  if (moved.is_cuda()) return gpu::half_product(moved, split.half, out);
 #endif
   static_cast<void>(split);
-  product(a, matrix, accuracy, out);
+  product(moved, matrix, Accuracy::kFull, out);
 }
 
 void run_sweep(const cpu::SweepBlock& block, const at::Device& device) {

@@ -10,25 +10,26 @@
 namespace anyprec::fit {
 
 enum class Accuracy {
-  kCoarse,  ///< factors rounded to bf16 on a GPU, sums in fp32
-  kFast,    ///< factors rounded to TF32 where there is such an instruction, sums in fp32
-  kFull,    ///< fp32
+  kFast,  ///< factors rounded to TF32 where there is such an instruction, sums in fp32
+  kFull,  ///< fp32
 };
 
 /// out = a @ b, or out += a @ b. fp32 matrices whose rows are contiguous.
 void product(const at::Tensor& a, const at::Tensor& b, Accuracy accuracy, const at::Tensor& out,
              bool add = false);
 
-/// A matrix as the sum of two of bf16, made once: on a GPU three products of such parts, on tensor
-/// cores, are a product of fp32 matrices with a relative error of 2^-16 in each term.
+/// What a GPU's tensor cores take of a metric's Hessian, made once; undefined on a CPU.
 struct SplitMatrix {
-  at::Tensor high, low;  ///< bf16 [K, K]; undefined on a CPU
+  /// bf16 [K, K], whose sum it is: three products of such parts are a product of fp32 matrices with
+  /// a relative error of 2^-16 in each term.
+  at::Tensor high, low;
+  at::Tensor half;  ///< fp16 [K, K]: no entry is above K, where the mean of the diagonal is 1
 };
 SplitMatrix split_matrix(const at::Tensor& matrix);
 
-/// out = a @ matrix, given with its parts.
-void step_product(const at::Tensor& a, const at::Tensor& matrix, const SplitMatrix& split,
-                  Accuracy accuracy, const at::Tensor& out);
+/// out = moved @ matrix, which is given with its parts. moved: fp16 on a GPU, else fp32.
+void step_product(const at::Tensor& moved, const at::Tensor& matrix, const SplitMatrix& split,
+                  const at::Tensor& out);
 
 void run_sweep(const cpu::SweepBlock& block, const at::Device& device);
 

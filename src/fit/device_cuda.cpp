@@ -47,8 +47,8 @@ void product(const at::Tensor& a, const at::Tensor& b, Accuracy accuracy, const 
            add);
 }
 
-void coarse_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-  multiply(a.to(at::kBFloat16), b, CUDA_R_16BF, CUBLAS_COMPUTE_32F, out, false);
+void half_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
+  multiply(a, b, CUDA_R_16F, CUBLAS_COMPUTE_32F, out, false);
 }
 
 void sweep(const cpu::SweepBlock& block) {

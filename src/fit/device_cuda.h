@@ -9,8 +9,8 @@ namespace anyprec::fit::gpu {
 
 void product(const at::Tensor& a, const at::Tensor& b, Accuracy accuracy, const at::Tensor& out,
              bool add);
-/// out = a @ b, a rounded to bf16, b in bf16.
-void coarse_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out);
+/// out = a @ b, of fp16 matrices, in fp32.
+void half_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out);
 void sweep(const cpu::SweepBlock& block);
 void error_product(const cpu::RefitRows& rows, const SplitMatrix& split, const at::Tensor& pulled);
 void refit_begin(const cpu::RefitRows& rows, float ridge_share, float least_ridge);

@@ -17,8 +17,10 @@
 namespace anyprec::fit {
 namespace {
 
-// What the rows that a GPU has at once take, about.
+// What the rows that a GPU has at once take, about (python/anyprec/calibration_plan.py reckons with
+// it); and what each of their weights does, in full tables and hybrids of five precisions.
 constexpr std::int64_t kDeviceBytes = std::int64_t{4} << 30;
+constexpr std::int64_t kDeviceBytesOfWeight = 150;
 
 using Result = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor>;
 
@@ -99,15 +101,24 @@ Metric metric_of(const at::Tensor& hessian, const Plan& plan) {
   return metric;
 }
 
-std::int64_t chunk_rows(const Metric& metric, const Plan& plan) {
-  if (metric.hessian.is_cpu()) return kThreadRows;
+/// About what a row of a chunk takes on a GPU.
+std::int64_t row_bytes(const Metric& metric, const Plan& plan) {
   const std::int64_t k = metric.hessian.size(0);
+  if (plan.form.lut_bits > 0 && metric.codebooks == 1) return kDeviceBytesOfWeight * k;
+  // By groups (refit_by_groups.h): three copies of the design, and normal matrices.
   const std::int64_t slots = std::min<std::int64_t>(metric.codebooks << plan.parent(), 256);
-  // Three copies of a refit's design, where it has one (refit_by_groups.h).
   const std::int64_t each = plan.form.lut_entries(plan.parent()) +
                             plan.form.sign_planes(plan.parent()) * plan.form.classes();
-  const std::int64_t design = 16 * std::min<std::int64_t>(each, 16);
-  return std::max<std::int64_t>(1, kDeviceBytes / ((128 + design) * k + 40 * slots * slots));
+  return (128 + 16 * std::min<std::int64_t>(each, 16)) * k + 40 * slots * slots;
+}
+
+/// A GPU's rows go in as few chunks as there must be, alike in size: a sweep has a warp for each
+/// row of a chunk, and few of them leave it idle.
+std::int64_t chunk_rows(const Metric& metric, const Plan& plan, std::int64_t rows) {
+  if (metric.hessian.is_cpu()) return kThreadRows;
+  const std::int64_t bytes = rows * row_bytes(metric, plan);
+  const std::int64_t chunks = std::max<std::int64_t>(1, (bytes + kDeviceBytes - 1) / kDeviceBytes);
+  return (rows + chunks - 1) / chunks;
 }
 
 Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& hessian,
@@ -163,7 +174,7 @@ Result fit(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& 
       energies[i].narrow(0, begin, count).copy_(all[i]->energies);
     }
   };
-  for_chunks(weight.is_cpu(), n, chunk_rows(metric, plan), fit_chunk);
+  for_chunks(weight.is_cpu(), n, chunk_rows(metric, plan, n), fit_chunk);
   return {fitted, luts, alphas, energies.sum(1) * metric.scale};
 }
 

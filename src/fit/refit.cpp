@@ -66,10 +66,8 @@ at::Tensor refit(const Rows& rows, const Metric& metric, Codebooks& codebooks, E
   }
   if (by_gradients.empty()) return {};
   const bool has_planes = !by_gradients.back()->basis.is_identity();
-  const bool coarse = effort == Effort::kRough && !has_planes;
   const at::Tensor pulled =
-      refit_by_gradients(rows, metric, by_gradients, has_planes ? steps.planes : steps.tables,
-                         coarse ? Accuracy::kCoarse : Accuracy::kFast);
+      refit_by_gradients(rows, metric, by_gradients, has_planes ? steps.planes : steps.tables);
   return by_gradients.size() == codebooks.size() ? pulled : at::Tensor();
 }
 

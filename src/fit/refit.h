@@ -9,7 +9,7 @@ namespace anyprec::fit {
 /// How far least squares by conjugate gradients goes: steps for tables, and for codebooks with
 /// signed planes, whose coefficients overlap.
 enum class Effort {
-  kRough,     ///< 2 in bf16, or 18: between sweeps, which change the codes again
+  kRough,     ///< 2 or 18: between sweeps, which change the codes again
   kFinal,     ///< 8 or 36: after descent, from codebooks that were refitted in every round
   kThorough,  ///< 12 or 36: from codebooks that were not
 };

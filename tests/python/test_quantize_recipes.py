@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -291,6 +292,95 @@ class TestMemory:
         quantize(tiny_source, passed_on, **options)
         assert names == [damaged]
         assert files_of(passed_on) == files_of(kept)
+
+    @pytest.mark.parametrize("recipe", ["fast", JOINT])
+    def test_writing_the_checkpoint_beside_gives_the_same_bytes(
+        self, tiny_source, options, tmp_path, monkeypatch, recipe
+    ):
+        """As on a GPU: each linear as soon as it is fitted."""
+        from anyprec import quantization
+
+        after, beside = tmp_path / "after", tmp_path / "beside"
+        quantize(tiny_source, after, recipe=recipe, **options)
+        self.write_beside(monkeypatch)
+        real, begun = quantization.write_checkpoint, threading.Event()
+
+        def write(*args):
+            begun.set()
+            real(*args)
+
+        def calibrate(*args, **kwargs):
+            assert begun.wait(60)
+            real_calibrate(*args, **kwargs)
+
+        real_calibrate = quantization.calibrate
+        monkeypatch.setattr(quantization, "write_checkpoint", write)
+        monkeypatch.setattr(quantization, "calibrate", calibrate)
+        quantize(tiny_source, beside, recipe=recipe, **options)
+        assert files_of(beside) == files_of(after)
+
+    def test_a_run_stopped_while_the_checkpoint_is_written_leaves_none_and_goes_on(
+        self, tiny_source, options, tmp_path, monkeypatch
+    ):
+        from anyprec import quantization
+
+        whole, out = tmp_path / "whole", tmp_path / "out"
+        quantize(tiny_source, whole, **options)
+        self.write_beside(monkeypatch)
+        real, fitted = quantization._fit, []
+
+        def fit_and_stop(name, *args):
+            if len(fitted) == 5:
+                raise KeyboardInterrupt
+            fitted.append(name)
+            return real(name, *args)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(quantization, "_fit", fit_and_stop)
+            quantize(tiny_source, out, **options)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.work", "whole"]
+
+        def fit_another(name, *args):
+            assert name not in fitted
+            return real(name, *args)
+
+        monkeypatch.setattr(quantization, "_fit", fit_another)
+        quantize(tiny_source, out, **options)
+        assert files_of(out) == files_of(whole)
+
+    def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+        self, tiny_source, options, tmp_path, monkeypatch
+    ):
+        from anyprec import quantization
+
+        self.write_beside(monkeypatch)
+        failed, real, fitted = threading.Event(), quantization._fit, []
+
+        def write(*args):
+            failed.set()
+            raise OSError("no space left")
+
+        def fit(name, *args):
+            assert failed.wait(60)
+            fitted.append(name)
+            return real(name, *args)
+
+        monkeypatch.setattr(quantization, "write_checkpoint", write)
+        monkeypatch.setattr(quantization, "_fit", fit)
+        with pytest.raises(OSError, match="no space left"):
+            quantize(tiny_source, tmp_path / "out", **options)
+        assert len(fitted) < 14
+
+    def write_beside(self, monkeypatch):
+        from anyprec import quantization
+
+        real = quantization._Run.__init__
+
+        def beside(self, *args):
+            real(self, *args)
+            self.writes_beside = True
+
+        monkeypatch.setattr(quantization._Run, "__init__", beside)
 
     def test_what_cannot_fit_is_refused_and_leaves_nothing(self, tiny_source, options, tmp_path):
         with pytest.raises(MemoryLimitError, match=r"max memory 0\.10MiB: .* at least .* on cpu"):
