@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/activation_fragments.cuh"
 #include "kernels/cuda/activation_tiles.h"
 #include "kernels/cuda/ptx.cuh"
@@ -5,7 +7,9 @@
 namespace anyprec::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+// Few threads with few registers: a block has its place beside one of the kernel that multiplies by
+// the tiles (table_wgmma_shape.cuh), so it is there and waiting when its predecessor ends.
+constexpr int kThreads = kTilerThreads;
 constexpr int kPieces = kTileRowBytes / 16;
 
 struct Args {
@@ -38,8 +42,50 @@ __device__ __forceinline__ std::uint32_t block_max(std::uint32_t value) {
   return __reduce_max_sync(0xffffffffu, of_warps[threadIdx.x % (kThreads / 32)]);
 }
 
-/// One block a row.
-__global__ void __launch_bounds__(kThreads)
+/// Row m's pieces of quarter `quarter`, in which piece i lies at i ^ (m % 8).
+__device__ __forceinline__ uint4* pieces_of(const Args& args, int quarter, int m) {
+  const std::int64_t row = static_cast<std::int64_t>(quarter) * args.to.rows + m;
+  return reinterpret_cast<uint4*>(args.to.tiles) + row * kPieces;
+}
+
+/// Two pieces: columns 32 t + 4 four .. + 3 of half-unit `half`, t = 0 .. 3.
+__device__ __forceinline__ void two_pieces(const Args& args, const std::uint16_t* row, int columns,
+                                           int m, int half, int four, float scale) {
+  const int first = half * kHalfColumns + 4 * four;
+  uint2 words[4] = {};
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+    if (first + 32 * t < columns) {
+      words[t] = *reinterpret_cast<const uint2*>(row + first + 32 * t);
+    }
+    if (args.bfloat16) {
+      words[t].x = scaled_halves(words[t].x, scale);
+      words[t].y = scaled_halves(words[t].y, scale);
+    }
+  }
+  uint4* const to = pieces_of(args, 2 * half + four / 4, m);
+  const int piece = (2 * four) % kPieces ^ (m & 7);
+  to[piece] = make_uint4(words[0].x, words[1].x, words[2].x, words[3].x);
+  to[piece ^ 1] = make_uint4(words[0].y, words[1].y, words[2].y, words[3].y);
+}
+
+/// Words 16 t + j of a half-unit, t = 0 .. 3, are its piece j.
+__device__ __forceinline__ void one_piece(const Args& args, const std::uint16_t* row, int words,
+                                          int m, int quarter, int piece, float scale) {
+  const int first_word = quarter / 2 * (kHalfColumns / 2) + quarter % 2 * kPieces + piece;
+  std::uint32_t four[4];
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+    const int word = first_word + 16 * t;
+    four[t] = word < words ? load_pair(args, row, word) : 0u;
+    if (args.bfloat16) four[t] = scaled_halves(four[t], scale);
+  }
+  pieces_of(args, quarter, m)[piece ^ (m & 7)] = make_uint4(four[0], four[1], four[2], four[3]);
+}
+
+/// Block (m, y): a part of row m. kFours: runs of four elements are aligned to 8 bytes, and whole.
+template <bool kFours>
+__global__ void __launch_bounds__(kThreads, 2048 / kThreads)
     activations_to_tiles_kernel(const __grid_constant__ Args args) {
   ptx::launch_dependents();
   ptx::wait_for_predecessors();
@@ -55,21 +101,17 @@ __global__ void __launch_bounds__(kThreads)
     }
     power_of_two_scale(block_max(largest), scale, inverse);
   }
-  if (threadIdx.x == 0) args.to.scales[m] = inverse;
-  for (int i = threadIdx.x; i < args.units * 4 * kPieces; i += kThreads) {
-    const int quarter = i / kPieces, piece = i % kPieces;
-    // Words 16 t + j of a half-unit, t = 0 .. 3, are its piece j.
-    const int first_word = quarter / 2 * (kHalfColumns / 2) + quarter % 2 * kPieces + piece;
-    std::uint32_t four[4];
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      const int word = first_word + 16 * t;
-      four[t] = word < words ? load_pair(args, row, word) : 0u;
-      if (args.bfloat16) four[t] = scaled_halves(four[t], scale);
+  if (threadIdx.x == 0 && blockIdx.y == 0) args.to.scales[m] = inverse;
+  const int first = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
+  const int step = static_cast<int>(gridDim.y) * kThreads;
+  if constexpr (kFours) {
+    for (int i = first; i < args.units * 2 * 8; i += step) {
+      two_pieces(args, row, 2 * words, m, i / 8, i % 8, scale);
     }
-    const std::int64_t at =
-        (static_cast<std::int64_t>(quarter) * args.to.rows + m) * kPieces + (piece ^ (m & 7));
-    reinterpret_cast<uint4*>(args.to.tiles)[at] = make_uint4(four[0], four[1], four[2], four[3]);
+  } else {
+    for (int i = first; i < args.units * 4 * kPieces; i += step) {
+      one_piece(args, row, words, m, i / kPieces, i % kPieces, scale);
+    }
   }
 }
 
@@ -87,8 +129,13 @@ cudaError_t activations_to_tiles(const Input& input, std::int64_t in_features,
   args.bfloat16 = input.type == ScalarType::kBFloat16;
   args.pairs = reinterpret_cast<std::uintptr_t>(input.x) % 4 == 0 && input.x_stride % 2 == 0;
   args.to = to;
-  return launch(activations_to_tiles_kernel, device, dim3(static_cast<unsigned>(to.rows)), kThreads,
-                0, stream, args);
+  const int parts = std::max(1, device.multiprocessors / to.rows);
+  const bool fours = reinterpret_cast<std::uintptr_t>(input.x) % 8 == 0 &&
+                     input.x_stride % 4 == 0 && in_features % 4 == 0;
+  const auto kernel =
+      fours ? activations_to_tiles_kernel<true> : activations_to_tiles_kernel<false>;
+  return launch(kernel, device, dim3(static_cast<unsigned>(to.rows), static_cast<unsigned>(parts)),
+                kThreads, 0, stream, args);
 }
 
 }  // namespace anyprec::cuda

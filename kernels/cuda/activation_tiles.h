@@ -21,6 +21,8 @@ namespace anyprec::cuda {
 /// i ^ (m % 8).
 inline constexpr int kTileColumns = kUnitColumns / 4;
 inline constexpr int kTileRowBytes = kTileColumns * 2;
+/// Of a block that makes tiles, each with at most 32 registers.
+inline constexpr int kTilerThreads = 128;
 
 struct ActivationTiles {
   std::uint8_t* tiles;  ///< [units, 4, rows, kTileRowBytes], 16-byte aligned

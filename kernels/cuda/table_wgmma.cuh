@@ -181,7 +181,7 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
 #endif
 
 template <class Shape>
-__global__ void __launch_bounds__(Shape::kAllThreads, 1)
+__global__ void __maxnreg__(Shape::kAtLaunch)
     table_wgmma(const __grid_constant__ TableWgmmaArgs args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) char shared[];

@@ -17,10 +17,13 @@ struct TableWgmmaShape {
   static constexpr int kGroups = kGroups_;
   static constexpr int kThreads = 128 * kGroups;  ///< that multiply
   static constexpr int kAllThreads = kThreads + 128;
+  // Registers and shared memory leave room for a block of activation_tiles.cu (but for the largest
+  // tables and sums), which makes the next launch's tiles.
+  static constexpr int kAtLaunch = (64 * 1024 - kTilerThreads * 32) / kAllThreads / 8 * 8;
+  static constexpr int kMostShared = (kBits == 8 && kRows == 128 ? 227 : 225) * 1024;
   // Registers move from the warps that copy to those that multiply; the block keeps its sum.
-  static constexpr int kCopyRegisters = kGroups == 2 ? 24 : 32;
-  static constexpr int kRegisters = kGroups == 2 ? 240 : 160;
-  static constexpr int kAtLaunch = 64 * 1024 / kAllThreads / 8 * 8;  ///< registers of a thread
+  static constexpr int kCopyRegisters = kGroups == 2 ? 64 : 48;
+  static constexpr int kRegisters = kGroups == 2 ? 208 : 144;
   static_assert(kThreads * kRegisters + 128 * kCopyRegisters <= kAllThreads * kAtLaunch);
 
   // Tables: two tiles side by side in the 256 bytes of an entry, a word a lane: row g's value in
@@ -40,7 +43,7 @@ struct TableWgmmaShape {
   static constexpr int kBarriers = kMeeting + 16;
   static constexpr int kMostSlots = 8;  ///< of a group's ring
   static constexpr int kRing = (kBarriers + kGroups * kMostSlots * 16 + 1023) / 1024 * 1024;
-  static constexpr int kFitting = (227 * 1024 - kRing) / (kGroups * kQuarterBytes);
+  static constexpr int kFitting = (kMostShared - kRing) / (kGroups * kQuarterBytes);
   static constexpr int kSlots = kFitting > kMostSlots ? kMostSlots : kFitting;
   static_assert(kSlots >= 2);
   static constexpr int kSharedBytes = kRing + kGroups * kSlots * kQuarterBytes;
