@@ -13,22 +13,10 @@ constexpr int kWidths = cpu::kSweepWidths;
 constexpr int kColumns = cpu::kSweepColumns;
 constexpr unsigned kAll = 0xffffffffu;
 
-/// The smallest of numbers of at least 0, whose bits are in their order.
-__device__ __forceinline__ float least_of(float number) {
+/// The smallest of a warp's numbers.
+__device__ __forceinline__ unsigned least_of(unsigned number) {
 #if __CUDA_ARCH__ >= 800
-  return __uint_as_float(__reduce_min_sync(kAll, __float_as_uint(number)));
-#else
-#pragma unroll
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-    number = fminf(number, __shfl_xor_sync(kAll, number, offset));
-  }
-  return number;
-#endif
-}
-
-__device__ __forceinline__ int smallest_of(int number) {
-#if __CUDA_ARCH__ >= 800
-  return static_cast<int>(__reduce_min_sync(kAll, static_cast<unsigned>(number)));
+  return __reduce_min_sync(kAll, number);
 #else
 #pragma unroll
   for (int offset = kLanes / 2; offset > 0; offset /= 2) {
@@ -183,9 +171,9 @@ __global__ void __launch_bounds__(kThreads, (kLeastBlocks<Codes, OneCodebook>))
         code = candidate;
       }
     }
-    // Of equal costs the smallest code.
-    const float least = least_of(best);
-    code = smallest_of(best == least ? code : 0xffff);
+    // Bits of costs, which are at least 0, are in their order. Of equal costs the smallest code.
+    const float least = __uint_as_float(least_of(__float_as_uint(best)));
+    code = static_cast<int>(least_of(best == least ? static_cast<unsigned>(code) : 0xffffu));
     if (lane == owner) codes.own(which) = code;
 #pragma unroll
     for (int w = 0; w < Widths; ++w) {
@@ -254,35 +242,34 @@ __global__ void __launch_bounds__(kThreads) newest_bit_kernel(const cpu::SweepBl
   steps.store(block.steps + row * block.step_stride, lane, columns);
 }
 
-template <int Widths, int Codes>
-cudaError_t launch(const cpu::SweepBlock& block, cudaStream_t stream) {
+cudaError_t launch(void (*kernel)(cpu::SweepBlock), const cpu::SweepBlock& block,
+                   cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>((block.rows + kRowsPerBlock - 1) / kRowsPerBlock);
-  if (block.codebooks == 1) {
-    sweep_kernel<Widths, Codes, true><<<blocks, kThreads, 0, stream>>>(block);
-  } else {
-    sweep_kernel<Widths, Codes, false><<<blocks, kThreads, 0, stream>>>(block);
-  }
+  kernel<<<blocks, kThreads, 0, stream>>>(block);
   return cudaGetLastError();
+}
+
+template <int Widths, int Codes>
+cudaError_t sweep(const cpu::SweepBlock& block, cudaStream_t stream) {
+  return launch(
+      block.codebooks == 1 ? sweep_kernel<Widths, Codes, true> : sweep_kernel<Widths, Codes, false>,
+      block, stream);
 }
 
 }  // namespace
 
 cudaError_t fit_sweep(const cpu::SweepBlock& block, cudaStream_t stream) {
   if (block.rows <= 0 || block.columns <= 0) return cudaSuccess;
-  if (block.newest_bit_only) {
-    const auto blocks = static_cast<unsigned>((block.rows + kRowsPerBlock - 1) / kRowsPerBlock);
-    newest_bit_kernel<<<blocks, kThreads, 0, stream>>>(block);
-    return cudaGetLastError();
-  }
+  if (block.newest_bit_only) return launch(newest_bit_kernel, block, stream);
   switch (block.precisions[block.widths - 1]) {
     case 8:
-      return launch<kWidths, 8>(block, stream);
+      return sweep<kWidths, 8>(block, stream);
     case 7:
-      return launch<kWidths - 1, 4>(block, stream);
+      return sweep<kWidths - 1, 4>(block, stream);
     case 6:
-      return launch<kWidths - 2, 2>(block, stream);
+      return sweep<kWidths - 2, 2>(block, stream);
     default:
-      return launch<kWidths - 3, 1>(block, stream);
+      return sweep<kWidths - 3, 1>(block, stream);
   }
 }
 
