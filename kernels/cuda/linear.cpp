@@ -112,6 +112,18 @@ std::size_t workspace_bytes(LinearPath path, const Input& input, std::span<const
   }
 }
 
+bool path_fuses(LinearPath path, const Input& input, const Fused& fused,
+                std::span<const Product> products, const Device& device) {
+  switch (path) {
+    case LinearPath::kMaskDot:
+      return mask_dot_serves(input, fused, products, device);
+    case LinearPath::kTableMma:
+      return table_mma_serves(input, fused, products, device);
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 LinearPath linear_path(const Input& input, std::span<const Product> products) {
@@ -153,29 +165,23 @@ cudaError_t linear(const Input& input, std::span<const Product> products,
 bool linear_fuses(const Input& input, const Fused& fused, std::span<const Product> products) {
   check_all(input, products);
   const Device device = device_or_throw();
-  switch (choose_path(input, products, device)) {
-    case LinearPath::kMaskDot:
-      return mask_dot_serves(input, fused, products, device);
-    case LinearPath::kTableMma:
-      return table_mma_serves(input, fused, products, device);
-    default:
-      return false;
-  }
+  return path_fuses(choose_path(input, products, device), input, fused, products, device);
 }
 
 cudaError_t linear_fused(const Input& input, const ActivationPlanes& planes, const Fused& fused,
                          std::span<const Product> products, cudaStream_t stream) {
-  check(linear_fuses(input, fused, products),
+  check_all(input, products);
+  const Device device = device_or_throw();
+  const LinearPath path = choose_path(input, products, device);
+  check(path_fuses(path, input, fused, products, device),
         "a norm or a sum with the product needs a kernel for few rows of x (linear_fuses)");
   if (nothing_to_do(input, products)) return cudaSuccess;
-  const Device device = device_or_throw();
   const bool normed = fused.norm.weight != nullptr;
   Fused complete = fused;
   complete.norm.per_column = 1.0f / static_cast<float>(products.front().weights.in_features);
-  return choose_path(input, products, device) == LinearPath::kMaskDot
-             ? mask_dot(input, normed ? ActivationPlanes{} : planes, complete, products, device,
-                        stream)
-             : table_mma(input, complete, products, device, stream);
+  return path == LinearPath::kMaskDot ? mask_dot(input, normed ? ActivationPlanes{} : planes,
+                                                 complete, products, device, stream)
+                                      : table_mma(input, complete, products, device, stream);
 }
 
 cudaError_t linear_from_planes(const Input& input, const ActivationPlanes& planes,
