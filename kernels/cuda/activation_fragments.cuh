@@ -84,6 +84,11 @@ __device__ __forceinline__ void power_of_two_scale(std::uint32_t largest, float&
   inverse = __uint_as_float(static_cast<std::uint32_t>(127 - 14 + exponent) << 23);
 }
 
+/// Bits of the larger magnitude of two bf16, as of a float.
+__device__ __forceinline__ std::uint32_t largest_of_pair(std::uint32_t pair) {
+  return max(pair & 0x7fff0000u, (pair << 16) & 0x7fff0000u);
+}
+
 /// Two bf16 to two fp16.
 __device__ __forceinline__ std::uint32_t scaled_halves(std::uint32_t pair, float scale) {
   const __half2 halves = __floats2half2_rn(__uint_as_float(pair << 16) * scale,
@@ -99,11 +104,11 @@ __device__ __forceinline__ void bfloat16_to_half(ActivationFragments<kHalves, kF
                                                  float (&inverse)[kFragments]) {
 #pragma unroll
   for (int f = 0; f < kFragments; ++f) {
-    std::uint32_t largest = 0;  // bits of the magnitude, as of a float
+    std::uint32_t largest = 0;
 #pragma unroll
     for (int i = 0; i < 16 * kHalves; ++i) {
       const std::uint32_t pair = x[i / 16][i / 4 % 4][f][i % 4];
-      largest = max(largest, max(pair & 0x7fff0000u, (pair << 16) & 0x7fff0000u));
+      largest = max(largest, largest_of_pair(pair));
     }
     largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
     largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
@@ -118,24 +123,18 @@ __device__ __forceinline__ void bfloat16_to_half(ActivationFragments<kHalves, kF
 }
 
 /// Eight values of the type.
-__device__ __forceinline__ void unpack_eight(const uint4& eight, bool bfloat16, float (&v)[8]) {
+__device__ __forceinline__ void unpack_eight(const uint4& eight, ScalarType type, float (&v)[8]) {
   const std::uint32_t words[] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float2 pair =
-        bfloat16 ? unpack<ScalarType::kBFloat16>(words[i]) : unpack<ScalarType::kFloat16>(words[i]);
+    const float2 pair = unpack(type, words[i]);
     v[2 * i] = pair.x;
     v[2 * i + 1] = pair.y;
   }
 }
-__device__ __forceinline__ uint4 pack_eight(const float (&v)[8], bool bfloat16) {
-  std::uint32_t words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    words[i] = bfloat16 ? pack<ScalarType::kBFloat16>(v[2 * i], v[2 * i + 1])
-                        : pack<ScalarType::kFloat16>(v[2 * i], v[2 * i + 1]);
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
+__device__ __forceinline__ uint4 pack_eight(const float (&v)[8], ScalarType type) {
+  return make_uint4(pack(type, v[0], v[1]), pack(type, v[2], v[3]), pack(type, v[4], v[5]),
+                    pack(type, v[6], v[7]));
 }
 
 /// The lane's runs of 8 elements, one of each unit, of a row that is a vector (ActivationRows);
@@ -160,12 +159,12 @@ struct LaneRuns {
   /// warp, kScratchStride apart. Every thread of the block calls it.
   template <int kWarps, int kScratchStride>
   __device__ __forceinline__ void normalize(const InputNorm& norm, const LaneRuns& weights,
-                                            bool bfloat16, float* scratch) {
+                                            ScalarType type, float* scratch) {
     float squares = 0.0f;
     float v[kUnits][8];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      unpack_eight(eight[u], bfloat16, v[u]);
+      unpack_eight(eight[u], type, v[u]);
 #pragma unroll
       for (int i = 0; i < 8; ++i) squares = fmaf(v[u][i], v[u][i], squares);
     }
@@ -179,41 +178,32 @@ struct LaneRuns {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       float weight[8];
-      unpack_eight(weights.eight[u], bfloat16, weight);
+      unpack_eight(weights.eight[u], type, weight);
 #pragma unroll
       for (int i = 0; i < 8; ++i) v[u][i] = v[u][i] * scale * (weight[i] + norm.offset);
-      eight[u] = pack_eight(v[u], bfloat16);
+      eight[u] = pack_eight(v[u], type);
     }
   }
 };
 
+/// Where a lane's run of 8 columns, from 8 lane on, lies in a unit of a warp's part of shared
+/// memory: lane 16 h + 4 t + j at [half h][j][t].
+__device__ __forceinline__ int place_of_run(int lane) {
+  return lane / 16 * 16 + lane % 4 * 4 + lane / 4 % 4;
+}
+
 /// The fragments of one row in shared memory: a warp's part is [half h][j][t] runs of 8 columns, so
-/// that the lanes of row 0 read a contiguous piece. Written and read by the same warp.
+/// that the lanes of row 0 read a contiguous piece. Written and read by the same warp. eight: the
+/// lane's runs.
 template <int kUnits>
-__device__ __forceinline__ void share_activations(const ActivationRows& from, bool bfloat16,
-                                                  int first_column, int stride, int end_column,
-                                                  uint4* part, float& inverse) {
-  const int lane = threadIdx.x % 32;  // 16 h + 4 t + j: its columns are 8 lane + {0 .. 7}
-  const int place = lane / 16 * 16 + lane % 4 * 4 + lane / 4 % 4;
-  uint4 eight[kUnits];
+__device__ __forceinline__ void share_runs(uint4 (&eight)[kUnits], bool bfloat16, int lane,
+                                           uint4* part, float& inverse) {
+  const int place = place_of_run(lane);
   std::uint32_t largest = 0;
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) {
-    const int column = first_column + u * stride + 8 * lane;
-    const int valid = min(from.columns, end_column) - column;
-    eight[u] = make_uint4(0, 0, 0, 0);
-    if (from.vector) {
-      if (valid > 0) eight[u] = *reinterpret_cast<const uint4*>(from.x + column);
-    } else {
-      uint4& slot = part[u * 32 + place];
-      volatile std::uint16_t* const values = reinterpret_cast<std::uint16_t*>(&slot);
-#pragma unroll 1
-      for (int e = 0; e < 8; ++e) values[e] = e < valid ? from.x[column + e] : std::uint16_t{0};
-      const volatile std::uint32_t* const words = reinterpret_cast<std::uint32_t*>(&slot);
-      eight[u] = make_uint4(words[0], words[1], words[2], words[3]);
-    }
     for (const std::uint32_t pair : {eight[u].x, eight[u].y, eight[u].z, eight[u].w}) {
-      largest = max(largest, max(pair & 0x7fff0000u, (pair << 16) & 0x7fff0000u));
+      largest = max(largest, largest_of_pair(pair));
     }
   }
   float scale = 1.0f, undo = 1.0f;
@@ -231,34 +221,31 @@ __device__ __forceinline__ void share_activations(const ActivationRows& from, bo
   if (lane == 0) inverse = undo;
 }
 
-/// The same of runs in the lanes' registers.
+/// The same of a row in memory.
 template <int kUnits>
-__device__ __forceinline__ void share_runs(const LaneRuns<kUnits>& runs, bool bfloat16, uint4* part,
-                                           float& inverse) {
+__device__ __forceinline__ void share_activations(const ActivationRows& from, bool bfloat16,
+                                                  int first_column, int stride, int end_column,
+                                                  uint4* part, float& inverse) {
   const int lane = threadIdx.x % 32;
-  const int place = lane / 16 * 16 + lane % 4 * 4 + lane / 4 % 4;
-  std::uint32_t largest = 0;
+  const int place = place_of_run(lane);
+  uint4 eight[kUnits];
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) {
-    const uint4& eight = runs.eight[u];
-    for (const std::uint32_t pair : {eight.x, eight.y, eight.z, eight.w}) {
-      largest = max(largest, max(pair & 0x7fff0000u, (pair << 16) & 0x7fff0000u));
+    const int column = first_column + u * stride + 8 * lane;
+    const int valid = min(from.columns, end_column) - column;
+    eight[u] = make_uint4(0, 0, 0, 0);
+    if (from.vector) {
+      if (valid > 0) eight[u] = *reinterpret_cast<const uint4*>(from.x + column);
+    } else {
+      uint4& slot = part[u * 32 + place];
+      volatile std::uint16_t* const values = reinterpret_cast<std::uint16_t*>(&slot);
+#pragma unroll 1
+      for (int e = 0; e < 8; ++e) values[e] = e < valid ? from.x[column + e] : std::uint16_t{0};
+      const volatile std::uint32_t* const words = reinterpret_cast<std::uint32_t*>(&slot);
+      eight[u] = make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
-  float scale = 1.0f, undo = 1.0f;
-  if (bfloat16) power_of_two_scale(__reduce_max_sync(0xffffffffu, largest), scale, undo);
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    uint4 eight = runs.eight[u];
-    if (bfloat16) {
-      eight.x = scaled_halves(eight.x, scale);
-      eight.y = scaled_halves(eight.y, scale);
-      eight.z = scaled_halves(eight.z, scale);
-      eight.w = scaled_halves(eight.w, scale);
-    }
-    part[u * 32 + place] = eight;
-  }
-  if (lane == 0) inverse = undo;
+  share_runs<kUnits>(eight, bfloat16, lane, part, inverse);
 }
 
 }  // namespace anyprec::cuda

@@ -296,18 +296,21 @@ struct ChunkSums {
     scratch[threadIdx.x / 32] = static_cast<std::uint32_t>(low);
     scratch[warps + threadIdx.x / 32] = static_cast<std::uint32_t>(high);
   }
-  /// Of all warps, as a value.
-  static __device__ __forceinline__ float total(const std::uint32_t* scratch, int warps,
-                                                float to_value) {
+  /// Of all warps.
+  static __device__ __forceinline__ std::int64_t total(const std::uint32_t* scratch, int warps) {
     std::int64_t total = 0;
 #pragma unroll
     for (int w = 0; w < warps; ++w) {
       total += static_cast<int>(scratch[w]) +
                (static_cast<std::int64_t>(static_cast<int>(scratch[warps + w])) << 16);
     }
-    return static_cast<float>(static_cast<double>(total) * to_value);
+    return total;
   }
 };
+
+__device__ __forceinline__ float value_of(std::int64_t integers, float to_value) {
+  return static_cast<float>(static_cast<double>(integers) * to_value);
+}
 
 /// A block turns one row of x into planes. `scratch` holds 2 * warps words of shared memory;
 /// `planes` may be shared or global. Every thread of the block calls it; the result is the same in
@@ -323,7 +326,7 @@ __device__ inline PlaneScale activations_to_planes(const void* row, ScalarType t
   __syncthreads();
   sums.put(scratch, kThreads / 32);
   __syncthreads();
-  return {to_value[0], ChunkSums::total(scratch, kThreads / 32, to_value[0])};
+  return {to_value[0], value_of(ChunkSums::total(scratch, kThreads / 32), to_value[0])};
 }
 
 }  // namespace anyprec::cuda

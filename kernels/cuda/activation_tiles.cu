@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 2048 / kThreads)
     std::uint32_t largest = 0;
     for (int i = threadIdx.x; i < words; i += kThreads) {
       const std::uint32_t pair = load_pair(args, row, i);
-      largest = max(largest, max(pair & 0x7fff0000u, (pair << 16) & 0x7fff0000u));
+      largest = max(largest, largest_of_pair(pair));
     }
     power_of_two_scale(block_max(largest), scale, inverse);
   }

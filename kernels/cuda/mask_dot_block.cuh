@@ -176,7 +176,8 @@ __device__ __forceinline__ void take_activations(const MaskDotArgs& args, const 
   __syncthreads();
   if (threadIdx.x < kRows) {
     PlaneScale& scale = fixed.scale[threadIdx.x];
-    scale.sum = ChunkSums::total(scratch + threadIdx.x * 2 * kWarps, kWarps, scale.step);
+    const std::int64_t total = ChunkSums::total(scratch + threadIdx.x * 2 * kWarps, kWarps);
+    scale.sum = value_of(total, scale.step);
   }
 }
 

@@ -46,7 +46,7 @@ template <int kThreads, int kCluster>
 struct ClusterPlanes {
   std::uint32_t scratch[2 * kThreads / 32];
   float largest[kCluster];  ///< bits of largest magnitudes
-  float sums[kCluster][2];  ///< bits of the sums of integers, low and high half; in the first block
+  float sums[kCluster][2];  ///< the sums of integers (ptx::stored); in the first block
 };
 
 /// share: this block's `count` elements of the row, those from unit `first_unit` on, in shared
@@ -84,35 +84,17 @@ __device__ __forceinline__ void put_cluster_planes(const PlanesOut& out, std::in
   const RowScale scale(largest);
   std::uint8_t* const planes = static_cast<std::uint8_t*>(out.planes) +
                                (row_index * unit_count(columns) + first_unit) * kUnitPlaneBytes;
-  int low = 0;
-  int high = 0;
+  ChunkSums sums;
   for (int chunk = thread; chunk < chunks; chunk += kThreads) {
     float v[kChunkColumns];
     load_chunk(share, type, static_cast<std::int64_t>(chunk) * kChunkColumns, count, v);
-    const int sum = write_chunk_planes(v, scale.to_integer, chunk, planes);
-    low += sum & 0xffff;
-    high += sum >> 16;
+    sums.add(write_chunk_planes(v, scale.to_integer, chunk, planes));
   }
-  low = __reduce_add_sync(~0u, low);
-  high = __reduce_add_sync(~0u, high);
-  if (thread % 32 == 0) {
-    shared.scratch[thread / 32] = static_cast<std::uint32_t>(low);
-    shared.scratch[kWarps + thread / 32] = static_cast<std::uint32_t>(high);
-  }
+  sums.put(shared.scratch, kWarps);
   __syncthreads();
   if (thread == 0) {
-    std::int64_t total = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      total += static_cast<int>(shared.scratch[w]) +
-               (static_cast<std::int64_t>(static_cast<int>(shared.scratch[kWarps + w])) << 16);
-    }
-    const std::uint32_t halves[2] = {static_cast<std::uint32_t>(total),
-                                     static_cast<std::uint32_t>(total >> 32)};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      ptx::store_remote(ptx::shared_address(&shared.sums[rank][h]), 0, __uint_as_float(halves[h]));
-    }
+    ptx::store_remote(ptx::shared_address(shared.sums[rank]), 0,
+                      static_cast<std::uint64_t>(ChunkSums::total(shared.scratch, kWarps)));
   }
   __syncwarp();
   ptx::meet_all_of_cluster();
@@ -120,12 +102,10 @@ __device__ __forceinline__ void put_cluster_planes(const PlanesOut& out, std::in
     std::int64_t total = 0;
 #pragma unroll
     for (int p = 0; p < kCluster; ++p) {
-      total += static_cast<std::int64_t>(
-          static_cast<std::uint64_t>(__float_as_uint(shared.sums[p][1])) << 32 |
-          __float_as_uint(shared.sums[p][0]));
+      total += static_cast<std::int64_t>(ptx::stored(shared.sums[p]));
     }
     out.scales[2 * row_index] = scale.to_value;
-    out.scales[2 * row_index + 1] = static_cast<float>(static_cast<double>(total) * scale.to_value);
+    out.scales[2 * row_index + 1] = value_of(total, scale.to_value);
   }
 }
 

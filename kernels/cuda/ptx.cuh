@@ -144,12 +144,26 @@ __device__ __forceinline__ void store_remote(std::uint32_t shared, int rank, flo
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote_address(shared, rank)), "f"(value)
                : "memory");
 }
-__device__ __forceinline__ float load_remote(std::uint32_t shared, int rank) {
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];"
-               : "=f"(value)
-               : "r"(remote_address(shared, rank)));
-  return value;
+/// Two floats of shared memory, the bits of the value's lower and upper half: see `stored`.
+__device__ __forceinline__ void store_remote(std::uint32_t shared, int rank, std::uint64_t value) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    store_remote(shared + 4 * h, rank,
+                 __uint_as_float(static_cast<std::uint32_t>(value >> (32 * h))));
+  }
+}
+__device__ __forceinline__ std::uint64_t stored(const float (&halves)[2]) {
+  return static_cast<std::uint64_t>(__float_as_uint(halves[1])) << 32 | __float_as_uint(halves[0]);
+}
+/// Four floats of another block of the cluster; 8-byte aligned.
+__device__ __forceinline__ void load_remote_four(std::uint32_t shared, int rank, float (&to)[4]) {
+  const std::uint32_t remote = remote_address(shared, rank);
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(to[i]), "=f"(to[i + 1])
+                 : "r"(remote + 4 * i));
+  }
 }
 __device__ __forceinline__ void barrier_arrive_remote(std::uint32_t barrier, int rank) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(

@@ -24,7 +24,7 @@ struct Shared {
   Amount sums[kDigits];
   Amount warps[kWarps];
   std::uint64_t best[kWarps];
-  float of_blocks[kCluster][2];  ///< in the first block: halves of each one's best candidate
+  float of_blocks[kCluster][2];  ///< in the first block: each one's best candidate (ptx::stored)
   Amount rest;
   std::uint32_t prefix;
   int token;
@@ -225,23 +225,13 @@ __device__ __forceinline__ std::uint64_t largest_of_cluster(std::uint64_t best, 
                                                             Shared& shared) {
 #if __CUDA_ARCH__ >= 900
   ptx::wait_for_cluster();  // the first block has begun
-  if (threadIdx.x == 0) {
-    const std::uint32_t halves[2] = {static_cast<std::uint32_t>(best),
-                                     static_cast<std::uint32_t>(best >> 32)};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      ptx::store_remote(ptx::shared_address(&shared.of_blocks[rank][h]), 0,
-                        __uint_as_float(halves[h]));
-    }
-  }
+  if (threadIdx.x == 0) ptx::store_remote(ptx::shared_address(shared.of_blocks[rank]), 0, best);
   __syncwarp();
   ptx::meet_all_of_cluster();
   if (rank > 0) return best;
 #pragma unroll
   for (int p = 0; p < kCluster; ++p) {
-    const std::uint64_t other = static_cast<std::uint64_t>(__float_as_uint(shared.of_blocks[p][1]))
-                                    << 32 |
-                                __float_as_uint(shared.of_blocks[p][0]);
+    const std::uint64_t other = ptx::stored(shared.of_blocks[p]);
     best = other > best ? other : best;
   }
 #endif

@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
           LaneRuns<kUnits> runs(args.x, first_column, kStride, args.columns);
           // In a word of each warp's partial sums that has no sum.
           runs.template normalize<Shape::kWarps, Shape::kWarpPartials>(
-              args.fused.norm, weights, bfloat16, partials + kTileRows);
-          share_runs<kUnits>(runs, bfloat16, shared_x, scales[0]);
+              args.fused.norm, weights, args.type, partials + kTileRows);
+          share_runs<kUnits>(runs.eight, bfloat16, lane, shared_x, scales[0]);
         } else {
           share_activations<kUnits>(rows, bfloat16, first_column, kStride, end_unit * kUnitColumns,
                                     shared_x, scales[0]);

@@ -5,22 +5,12 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/scalars.cuh"
 #include "kernels/cuda/table_wgmma_shape.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/vectors.cuh"
 
 /// From a run's sums to y.
 namespace anyprec::cuda {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-/// Two values of a type of 16 bits.
-__device__ __forceinline__ std::uint32_t pack_scalars(ScalarType type, float low, float high) {
-  if (type == ScalarType::kBFloat16) {
-    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const std::uint32_t*>(&two);
-  }
-  const __half2 two = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const std::uint32_t*>(&two);
-}
 
 __device__ __forceinline__ void describe_run(const TableWgmmaArgs& args, int run, Tile* tiles) {
   if (threadIdx.x >= kBlockTiles) return;
@@ -48,8 +38,8 @@ __device__ __forceinline__ void write_four(const TableWgmmaArgs& args, const Til
   }
   auto* const to = static_cast<std::uint16_t*>(tile.y) + at;
   if (valid >= 4 && reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(pack_scalars(type, values[0], values[1]),
-                                               pack_scalars(type, values[2], values[3]));
+    *reinterpret_cast<uint2*>(to) =
+        make_uint2(pack(type, values[0], values[1]), pack(type, values[2], values[3]));
     return;
   }
 #pragma unroll

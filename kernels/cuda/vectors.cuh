@@ -54,6 +54,16 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
   }
 }
 
+/// Of a type of 16 bits.
+__device__ __forceinline__ float2 unpack(ScalarType type, std::uint32_t word) {
+  return type == ScalarType::kBFloat16 ? unpack<ScalarType::kBFloat16>(word)
+                                       : unpack<ScalarType::kFloat16>(word);
+}
+__device__ __forceinline__ std::uint32_t pack(ScalarType type, float low, float high) {
+  return type == ScalarType::kBFloat16 ? pack<ScalarType::kBFloat16>(low, high)
+                                       : pack<ScalarType::kFloat16>(low, high);
+}
+
 /// Eight elements as they are in memory.
 template <ScalarType kType>
 struct Vector {

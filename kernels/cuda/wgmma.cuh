@@ -2,8 +2,6 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/ptx.cuh"
-
 /// Products of four warps together (wgmma, compute capability 9.0a): 64 rows of A, 16 to a warp,
 /// from registers, times rows of B in shared memory; they run beside the warps' own work.
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -83,17 +81,6 @@ __device__ __forceinline__ void wgmma(float (&d)[64], const std::uint32_t (&a)[4
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-/// Four floats of another block of the cluster; 8-byte aligned.
-__device__ __forceinline__ void load_remote_four(std::uint32_t shared, int rank, float (&to)[4]) {
-  const std::uint32_t remote = remote_address(shared, rank);
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
-               : "=f"(to[0]), "=f"(to[1])
-               : "r"(remote));
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
-               : "=f"(to[2]), "=f"(to[3])
-               : "r"(remote + 8));
 }
 
 // Registers go from some groups of four warps to others; their sum stays what the launch got.
