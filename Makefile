@@ -109,13 +109,15 @@ lint: $(VENV)/anyprec.stamp ## checks the formatting and lints Python
 # ---- on a machine with an NVIDIA GPU, with that system's own PyTorch -----------------------------
 
 GPU_PYTHON ?= $(shell command -v python3)
-# The system's compiler: a toolchain that links libstdc++ statically (CXX may name one) gives the
-# process a second copy, and streams that pass between it and PyTorch's crash.
+# The system's compiler, for C++ and behind nvcc. CMake links with the directories of both, and a
+# toolchain that has libstdc++ as a static library (CXX or CUDAHOSTCXX may name one) gives the
+# process a second copy: streams that pass between it and PyTorch's crash.
 GPU_CXX    ?= /usr/bin/g++
 # Kernels for this machine's own GPU only.
 GPU_ARCH   ?= $$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 \
   | tr -d . | sed 's/^90$$/90a/')-real
-GPU_CMAKE   = CXX=$(GPU_CXX) cmake -G Ninja -S . -B build/gpu -DPython_EXECUTABLE=$(GPU_PYTHON) \
+GPU_CMAKE   = CXX=$(GPU_CXX) CUDAHOSTCXX=$(GPU_CXX) cmake -G Ninja -S . -B build/gpu \
+  -DPython_EXECUTABLE=$(GPU_PYTHON) \
   -Dpybind11_DIR=$$($(GPU_PYTHON) -m pybind11 --cmakedir) -DANYPREC_CUDA=ON -DANYPREC_IN_TREE=ON \
   -DANYPREC_BENCHMARKS=ON -DANYPREC_TESTS=ON -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCH) \
   --log-level=WARNING
