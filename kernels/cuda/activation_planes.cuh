@@ -9,15 +9,17 @@
 #include "anyprec/cuda.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/scalars.cuh"
+#include "kernels/cuda/vectors.cuh"
 
 /// Activations as bit planes, the right operand of binary products.
 ///
 /// A row of x becomes integers of 22 bits and a sign (x over a power of two that its largest
 /// magnitude chooses), and these become 24 negabinary digits: q = sum over d of digit_d * (-2)^d,
 /// that is (q + 0xAAAAAA) ^ 0xAAAAAA. Small values of either sign light only low planes. A unit of
-/// 256 columns is [3][32 lanes] uint2: lane 4 g + t of group j has digit 8 j + g of the columns 32
-/// t
-/// .. 32 t + 31 (bit i for column 32 t + i), first those of the unit's lower half, then the upper.
+/// 256 columns is [3][32 lanes] uint2: lane 4 g + t of group j has digit 8 j + g of the columns
+/// 32 t .. 32 t + 31 (bit i for column 32 t + i), first those of the unit's lower half, then the
+/// upper.
 namespace anyprec::cuda {
 
 inline constexpr int kDigitGroups = 3;
@@ -35,38 +37,46 @@ struct PlaneScale {
 /// A chunk as it lies in memory: of 16-bit types the first half of the words.
 using ChunkWords = std::uint32_t[kChunkColumns];
 
+/// Any columns [first, first + 16) of a row of K values; zeros past K. A call: code that is seldom
+/// run takes room in the instruction cache all the same.
+struct AnyChunk {
+  ChunkWords words;
+};
+inline __device__ __noinline__ AnyChunk read_any_chunk(const void* row, ScalarType type,
+                                                       std::int64_t first, std::int64_t columns) {
+  AnyChunk chunk = {};
+  const std::int64_t left = columns - first;
+  if (type == ScalarType::kFloat32) {
+    const std::uint32_t* const p = static_cast<const std::uint32_t*>(row) + first;
+#pragma unroll
+    for (int i = 0; i < kChunkColumns; ++i) chunk.words[i] = i < left ? p[i] : 0u;
+    return chunk;
+  }
+  const std::uint16_t* const p = static_cast<const std::uint16_t*>(row) + first;
+#pragma unroll
+  for (int i = 0; i < kChunkColumns / 2; ++i) {
+    const std::uint32_t even = 2 * i < left ? p[2 * i] : 0u;
+    const std::uint32_t odd = 2 * i + 1 < left ? p[2 * i + 1] : 0u;
+    chunk.words[i] = even | odd << 16;
+  }
+  return chunk;
+}
+
 /// Columns [first, first + 16) of a row of K values; zeros past K.
 __device__ __forceinline__ void read_chunk(const void* row, ScalarType type, std::int64_t first,
                                            std::int64_t columns, ChunkWords& words) {
-  const std::int64_t left = columns - first;
-  const auto read_whole = [&](const void* p, auto count) {
+  const std::uint16_t* const p = static_cast<const std::uint16_t*>(row) + first;
+  if (type == ScalarType::kFloat32 || columns - first < kChunkColumns || !is_aligned(p)) {
+    const AnyChunk chunk = read_any_chunk(row, type, first, columns);
 #pragma unroll
-    for (int i = 0; i < count() / 4; ++i) {
-      const uint4 four = static_cast<const uint4*>(p)[i];
-      words[4 * i] = four.x, words[4 * i + 1] = four.y;
-      words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
-    }
-  };
-  if (type == ScalarType::kFloat32) {
-    const std::uint32_t* p = static_cast<const std::uint32_t*>(row) + first;
-    if (left >= kChunkColumns && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
-      read_whole(p, std::integral_constant<int, kChunkColumns>{});
-    } else {
-#pragma unroll
-      for (int i = 0; i < kChunkColumns; ++i) words[i] = i < left ? p[i] : 0u;
-    }
+    for (int i = 0; i < kChunkColumns; ++i) words[i] = chunk.words[i];
     return;
   }
-  const std::uint16_t* p = static_cast<const std::uint16_t*>(row) + first;
-  if (left >= kChunkColumns && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
-    read_whole(p, std::integral_constant<int, kChunkColumns / 2>{});
-  } else {
 #pragma unroll
-    for (int i = 0; i < kChunkColumns / 2; ++i) {
-      const std::uint32_t even = 2 * i < left ? p[2 * i] : 0u;
-      const std::uint32_t odd = 2 * i + 1 < left ? p[2 * i + 1] : 0u;
-      words[i] = even | odd << 16;
-    }
+  for (int i = 0; i < 2; ++i) {
+    const uint4 four = reinterpret_cast<const uint4*>(p)[i];
+    words[4 * i] = four.x, words[4 * i + 1] = four.y;
+    words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
   }
 }
 
@@ -105,6 +115,60 @@ __device__ inline std::uint32_t largest_bits(const float (&v)[kChunkColumns]) {
 #pragma unroll
   for (int i = 0; i < kChunkColumns; ++i) {
     largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
+  }
+  return largest;
+}
+
+/// largest_bits of a thread's share of kRows rows, of a block's kThreads: shares are not chunks. A
+/// call, for rows that are more than a chunk a thread.
+template <int kRows>
+struct LargestBits {
+  std::uint32_t of[kRows] = {};
+};
+template <int kThreads, int kRows>
+__device__ __noinline__ LargestBits<kRows> largest_bits_of_rows(const void* x,
+                                                                std::int64_t row_bytes,
+                                                                ScalarType type, int columns) {
+  constexpr int kAhead = 8 / kRows;
+  LargestBits<kRows> largest;
+  const auto row = [&](int m) { return static_cast<const char*>(x) + m * row_bytes; };
+  int done = 0;  // columns
+  if (type != ScalarType::kFloat32 && is_aligned(x) && row_bytes % 16 == 0) {
+    done = columns / kVector * kVector;
+    std::uint32_t halves[kRows] = {};
+    for (int first = threadIdx.x; first < done / kVector; first += kAhead * kThreads) {
+      uint4 pieces[kRows][kAhead];
+#pragma unroll
+      for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          const int piece = first + i * kThreads;
+          pieces[m][i] = piece < done / kVector ? reinterpret_cast<const uint4*>(row(m))[piece]
+                                                : make_uint4(0, 0, 0, 0);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          constexpr std::uint32_t kMagnitudes = 0x7fff7fffu;
+          const uint4& four = pieces[m][i];
+          halves[m] = __vmaxu2(halves[m], __vmaxu2(four.x & kMagnitudes, four.y & kMagnitudes));
+          halves[m] = __vmaxu2(halves[m], __vmaxu2(four.z & kMagnitudes, four.w & kMagnitudes));
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+      const float2 pair = unpack(type, halves[m]);
+      largest.of[m] = max(__float_as_uint(pair.x), __float_as_uint(pair.y));
+    }
+  }
+  for (int i = done + static_cast<int>(threadIdx.x); i < columns; i += kThreads) {
+    for (int m = 0; m < kRows; ++m) {
+      const std::uint32_t bits = __float_as_uint(load_scalar(row(m), type, i)) & 0x7fffffffu;
+      largest.of[m] = max(largest.of[m], bits);
+    }
   }
   return largest;
 }
@@ -194,8 +258,8 @@ struct NoNorm {
 /// to_value: RowScale's. norm: NoNorm, or ChunkNorm of one row, which is one chunk a thread at
 /// most.
 ///
-/// The passes share one copy of the code: what a launch does once costs it the time to fetch its
-/// instructions.
+/// Rows of one chunk a thread stay in registers. Others are read twice, since the largest magnitude
+/// comes first: then a chunk is on its way while the one before it is written.
 template <int kThreads, int kRows, class Norm, class OnChunk>
 __device__ __forceinline__ void rows_to_planes(const void* x, std::int64_t stride, ScalarType type,
                                                std::int64_t columns, void* planes,
@@ -207,74 +271,70 @@ __device__ __forceinline__ void rows_to_planes(const void* x, std::int64_t strid
   const int lane = thread % 32;
   const int units = static_cast<int>(unit_count(columns));
   const int chunks = units * (kUnitColumns / kChunkColumns);
-  const std::int64_t row_bytes = stride * (type == ScalarType::kFloat32 ? 4 : 2);
-  enum Pass { kSquares, kLargest, kWrite };
-  int first = kLargest;
-  if constexpr (Norm::kWanted) first = norm.wanted() ? kSquares : kLargest;
+  const bool once = chunks <= kThreads;
+  const std::int64_t row_bytes = stride * scalar_bytes(type);
 
+  ChunkWords ahead[kRows] = {};
   float v[kRows][kChunkColumns];
-  int held = -1;  // the chunk in v
-  // Passes go to and fro: each begins with the chunk that is held.
-  int chunk = thread;
-  int step = kThreads;
-  float to_integer[kRows] = {};
-#pragma unroll 1
-  for (int pass = first;; ++pass) {
-    float squares = 0.0f;
-    std::uint32_t largest[kRows] = {};
-#pragma unroll 1
-    for (; chunk >= 0 && chunk - lane < chunks; chunk += step) {
-      if (chunk != held) {
+  const auto read = [&](int chunk) {
+    if (chunk >= chunks) return;
 #pragma unroll
-        for (int m = 0; m < kRows; ++m) {
-          load_chunk(static_cast<const char*>(x) + m * row_bytes, type,
-                     static_cast<std::int64_t>(chunk) * kChunkColumns, columns, v[m]);
-        }
-        held = chunk;
-      }
-      if (pass == kWrite) {
-#pragma unroll
-        for (int m = 0; m < kRows; ++m) {
-          char* const to = static_cast<char*>(planes) + m * units * kUnitPlaneBytes;
-          int sum = 0;
-          if (chunk < chunks) sum = write_chunk_planes(v[m], to_integer[m], chunk, to);
-          on_chunk(m, chunk, sum);
-        }
-        continue;
-      }
-      if constexpr (Norm::kWanted) {
-        if (pass == kSquares) {
-#pragma unroll
-          for (int i = 0; i < kChunkColumns; ++i) squares = fmaf(v[0][i], v[0][i], squares);
-          continue;
-        }
-        if (first == kSquares) norm.apply(v[0]);
-      }
-#pragma unroll
-      for (int m = 0; m < kRows; ++m) largest[m] = max(largest[m], largest_bits(v[m]));
+    for (int m = 0; m < kRows; ++m) {
+      read_chunk(static_cast<const char*>(x) + m * row_bytes, type,
+                 static_cast<std::int64_t>(chunk) * kChunkColumns, columns, ahead[m]);
     }
-    if (pass == kWrite) return;
-    chunk -= step;
-    step = -step;
+  };
+  const auto take = [&] {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) unpack_chunk(ahead[m], type, v[m]);
+  };
+
+  LargestBits<kRows> largest;
+  read(thread);
+  if (once) {
+    take();
     if constexpr (Norm::kWanted) {
-      if (pass == kSquares) {
+      if (norm.wanted()) {
+        float squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kChunkColumns; ++i) squares = fmaf(v[0][i], v[0][i], squares);
         norm.template set<kThreads>(squares, reinterpret_cast<float*>(scratch + kWarps));
-        continue;
+        norm.apply(v[0]);
       }
     }
 #pragma unroll
-    for (int m = 0; m < kRows; ++m) {
-      largest[m] = __reduce_max_sync(~0u, largest[m]);
-      if (lane == 0) scratch[m * kWarps + thread / 32] = largest[m];
+    for (int m = 0; m < kRows; ++m) largest.of[m] = largest_bits(v[m]);
+  } else {
+    largest = largest_bits_of_rows<kThreads, kRows>(x, row_bytes, type, static_cast<int>(columns));
+  }
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    const std::uint32_t of_warp = __reduce_max_sync(~0u, largest.of[m]);
+    if (lane == 0) scratch[m * kWarps + thread / 32] = of_warp;
+  }
+  __syncthreads();
+  float to_integer[kRows];
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    std::uint32_t of_row = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) of_row = max(of_row, scratch[m * kWarps + w]);
+    const RowScale scale(of_row);
+    to_integer[m] = scale.to_integer;
+    to_value[m] = scale.to_value;
+  }
+#pragma unroll 1
+  for (int chunk = thread; chunk - lane < chunks; chunk += kThreads) {
+    if (!once) {
+      take();
+      read(chunk + kThreads);
     }
-    __syncthreads();
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) largest[m] = max(largest[m], scratch[m * kWarps + w]);
-      const RowScale scale(largest[m]);
-      to_integer[m] = scale.to_integer;
-      to_value[m] = scale.to_value;
+      char* const to = static_cast<char*>(planes) + m * units * kUnitPlaneBytes;
+      int sum = 0;
+      if (chunk < chunks) sum = write_chunk_planes(v[m], to_integer[m], chunk, to);
+      on_chunk(m, chunk, sum);
     }
   }
 }

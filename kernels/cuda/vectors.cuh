@@ -15,7 +15,7 @@ namespace anyprec::cuda {
 inline constexpr int kVector = 8;
 
 /// Whether a row that begins here can be read kVector elements at a time.
-inline bool is_aligned(const void* pointer) {
+__host__ __device__ inline bool is_aligned(const void* pointer) {
   return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
 }
 
