@@ -130,6 +130,14 @@ __device__ __forceinline__ void arrive_at_cluster() {
 __device__ __forceinline__ void wait_for_cluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
+/// Arrives without making anything seen but barriers (fence_barrier_inits).
+__device__ __forceinline__ void arrive_at_cluster_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+/// What the thread has initialized is seen by blocks of the cluster after they have met.
+__device__ __forceinline__ void fence_barrier_inits() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 __device__ __forceinline__ void meet_all_of_cluster() {
   arrive_at_cluster();
   wait_for_cluster();
@@ -155,19 +163,19 @@ __device__ __forceinline__ void store_remote(std::uint32_t shared, int rank, std
 __device__ __forceinline__ std::uint64_t stored(const float (&halves)[2]) {
   return static_cast<std::uint64_t>(__float_as_uint(halves[1])) << 32 | __float_as_uint(halves[0]);
 }
-/// Four floats of another block of the cluster; 8-byte aligned.
-__device__ __forceinline__ void load_remote_four(std::uint32_t shared, int rank, float (&to)[4]) {
-  const std::uint32_t remote = remote_address(shared, rank);
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
-                 : "=f"(to[i]), "=f"(to[i + 1])
-                 : "r"(remote + 4 * i));
-  }
+/// Four floats to another block's shared memory, 16-byte aligned, counted by a barrier there: 16
+/// bytes. Needs no fence: whoever waits for the barrier sees them.
+__device__ __forceinline__ void store_remote_four(std::uint32_t shared, int rank,
+                                                  const float (&four)[4], std::uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(remote_address(shared, rank)),
+      "f"(four[0]), "f"(four[1]), "f"(four[2]), "f"(four[3]), "r"(remote_address(barrier, rank))
+      : "memory");
 }
+/// Tells another block that this thread has read; what it has written need not be seen there.
 __device__ __forceinline__ void barrier_arrive_remote(std::uint32_t barrier, int rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
-                   remote_address(barrier, rank))
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote_address(barrier, rank))
                : "memory");
 }
 /// Of this block, for arrivals of others.

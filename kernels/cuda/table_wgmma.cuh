@@ -51,20 +51,16 @@ template <class Shape>
 __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char* shared, int group,
                                                std::uint32_t barriers, std::uint32_t ring) {
   constexpr int kBits = Shape::kBits, kRows = Shape::kRows, kSlots = Shape::kSlots;
-  constexpr int kSumCount = kRows / 2;
   const int index = warp_number() % 4, lane = threadIdx.x % 32;
-  const int g = lane / 4, t = lane % 4;
   Tile* const tiles = reinterpret_cast<Tile*>(shared + Shape::kTiles);
-  float* const sums = reinterpret_cast<float*>(shared + Shape::kSums);
+  float* const sums = reinterpret_cast<float*>(shared) + group * Shape::kSumCount;
   float* const scales = reinterpret_cast<float*>(shared + Shape::kScales);
   const std::uint32_t place = index / 2 * Shape::kPairStride + index % 2 * 128 + 4 * lane;
-  const std::uint32_t meeting = ptx::shared_address(shared + Shape::kMeeting);
   const Share share(args);
   const int first = share.begin + group;
-  int slot = 0, phase = 0, turn_phase = 0;
+  int slot = 0, phase = 0, turn = 0;
 
-  describe_run(args, share.first_run, tiles);
-  meet<Shape::kThreads>();
+  prefetch_codebooks<Shape>(args.table.form, tiles[index], group);  // before planes, in the queue
   uint2 next[kBits] = {};
   if (first < share.end) LanePlanes(tiles[index]).load<kBits>(first, next);
   Tile* now = tiles;
@@ -80,20 +76,12 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
       if (threadIdx.x < kRows) scales[threadIdx.x] = args.x_scales[threadIdx.x];
     }
     meet<Shape::kThreads>();
-    if (!is_last) {  // from memory to the L2 cache
-      const Tile& tile = later[index];
-      const int from = (group * 32 + lane) * ptx::kLineBytes;
-      constexpr int kStep = Shape::kGroups * 32 * ptx::kLineBytes;
-      const int lut_bytes = tile.rows * lut_row_bytes(args.table.form);
-      const int alpha_bytes = tile.rows * alpha_row_bytes(args.table.form);
-      for (int i = from; i < lut_bytes; i += kStep) ptx::prefetch_line(tile.lut + i);
-      for (int i = from; i < alpha_bytes; i += kStep) ptx::prefetch_line(tile.alpha + i);
-    }
+    if (!is_last) prefetch_codebooks<Shape>(args.table.form, later[index], group);
     const LanePlanes planes(now[index]);
 
-    float acc[kSumCount];
+    float acc[kRows / 2];
 #pragma unroll
-    for (int i = 0; i < kSumCount; ++i) acc[i] = 0.0f;
+    for (int i = 0; i < kRows / 2; ++i) acc[i] = 0.0f;
     std::uint32_t a[2][4][4];
     std::uint32_t used = 0;  // the barrier of the slot that is being multiplied by
 #pragma unroll 1
@@ -147,34 +135,19 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
     ptx::wgmma_wait<0>();
     if (used != 0 && lane == 0) ptx::barrier_arrive(used + 8);
 
-    // The groups' sums, from the last to the first.
-    float* const my_sums = sums + index * kTileRows + g;
-    const auto each_sum = [&](auto use) {
-#pragma unroll
-      for (int i = 0; i < kSumCount; ++i) {
-        const int m = i / 4 * 8 + 2 * t + i % 2;
-        use(my_sums[m * Shape::kSumStride + i % 4 / 2 * 8], acc[i]);
-      }
-    };
-#pragma unroll
-    for (int turn = Shape::kGroups - 1; turn >= 0; --turn) {
-      if (group == turn) {
-        if (turn == Shape::kGroups - 1) {
-          each_sum([](float& sum, float value) { sum = value; });
-        } else {
-          each_sum([](float& sum, float value) { sum += value; });
-        }
-      }
-      meet<Shape::kThreads>();
-    }
-
+    meet<Shape::kThreads>();  // all look-ups are done: sums take the tables' place
+    store_sums<Shape>(acc, index, sums);
     if (!is_last && first < share.end) LanePlanes(later[index]).load<kBits>(first, next);
-    write_run<Shape>(args, now, scales, sums, meeting, turn_phase);
-    turn_phase ^= 1;
+    meet<Shape::kThreads>();
+    write_run<Shape>(args, now, scales, shared, turn);
+    ++turn;
     Tile* const done = now;
     now = later;
     later = done;
     meet<Shape::kThreads>();
+    if (!is_last && args.cluster > 1 && threadIdx.x < args.cluster) {
+      ptx::barrier_arrive_remote(ptx::shared_address(shared + Shape::kMeeting) + 8, threadIdx.x);
+    }
   }
 }
 
@@ -186,31 +159,30 @@ __global__ void __maxnreg__(Shape::kAtLaunch)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) char shared[];
   ptx::launch_dependents();
-  if (threadIdx.x == 0) {
+  const int warp = warp_number();
+  const bool copies = warp >= Shape::kThreads / 32;
+  const int group = copies ? warp % 4 : warp / 4;
+  describe_run(args, Share(args).first_run, reinterpret_cast<Tile*>(shared + Shape::kTiles));
+  if (threadIdx.x == Shape::kThreads) {
     const std::uint32_t barriers = ptx::shared_address(shared + Shape::kBarriers);
     for (int i = 0; i < Shape::kGroups * Shape::kSlots; ++i) {
       ptx::barrier_init(barriers + 16 * i, 1);      // full
       ptx::barrier_init(barriers + 16 * i + 8, 4);  // empty: the warps of the group
     }
     const std::uint32_t meeting = ptx::shared_address(shared + Shape::kMeeting);
-    ptx::barrier_init(meeting, args.cluster);
+    ptx::barrier_init(meeting, 1);
     ptx::barrier_init(meeting + 8, args.cluster);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    ptx::fence_barrier_inits();
   }
-  if (args.cluster > 1) {
-    ptx::meet_all_of_cluster();
-  } else {
-    __syncthreads();
-  }
-  const int warp = warp_number();
-  const bool copies = warp >= Shape::kThreads / 32;
-  const int group = copies ? warp % 4 : warp / 4;
+  __syncthreads();
+  if (args.cluster > 1) ptx::arrive_at_cluster_relaxed();  // write_run waits
   const std::uint32_t barriers =
       ptx::shared_address(shared + Shape::kBarriers) + group * Shape::kSlots * 16;
   const std::uint32_t ring =
       ptx::shared_address(shared + Shape::kRing) + group * Shape::kSlots * Shape::kQuarterBytes;
   if (copies) {
     ptx::fewer_registers<Shape::kCopyRegisters>();
+    if (args.cluster > 1) ptx::wait_for_cluster();
     if (threadIdx.x % 32 == 0 && group < Shape::kGroups) {
       ptx::wait_for_predecessors();
       copy_quarters<Shape>(args, group, barriers, ring);
@@ -218,10 +190,6 @@ __global__ void __maxnreg__(Shape::kAtLaunch)
   } else {
     ptx::more_registers<Shape::kRegisters>();
     multiply_share<Shape>(args, shared, group, barriers, ring);
-  }
-  if (args.cluster > 1) {  // others may still read this block's sums
-    __syncwarp();
-    ptx::meet_all_of_cluster();
   }
 #endif
 }

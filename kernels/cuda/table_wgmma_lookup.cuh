@@ -9,6 +9,18 @@
 /// Tables of the wgmma kernel, and the operands that look-ups in them give.
 namespace anyprec::cuda {
 
+/// Has a tile's codebooks brought from memory to the L2 cache, by one warp of every group.
+template <class Shape>
+__device__ __forceinline__ void prefetch_codebooks(const TableForm& form, const Tile& tile,
+                                                   int group) {
+  const int from = (group * 32 + static_cast<int>(threadIdx.x) % 32) * ptx::kLineBytes;
+  constexpr int kStep = Shape::kGroups * 32 * ptx::kLineBytes;
+  const int lut_bytes = tile.rows * lut_row_bytes(form);
+  const int alpha_bytes = tile.rows * alpha_row_bytes(form);
+  for (int i = from; i < lut_bytes; i += kStep) ptx::prefetch_line(tile.lut + i);
+  for (int i = from; i < alpha_bytes; i += kStep) ptx::prefetch_line(tile.alpha + i);
+}
+
 /// fp16 values of the 2^kDepth codes from `first` of a row of a hybrid, which differ in their last
 /// signed planes only: the leaves of a tree. In the order of expand_codebook; all loads first, so
 /// that they are under way together. kBits: at least form.signs.

@@ -30,16 +30,16 @@ struct TableWgmmaShape {
   // the low half, row g + 8's in the high half. The other two tiles' are 64 KB further, so that an
   // address is a byte of the code between bytes that stay.
   static constexpr int kPairStride = 64 * 1024;
-  // Sums, [row of x][row of W]: 68 words a row of x, so that no two lanes meet in a bank (66
-  // and two where room is short).
-  static constexpr int kSumStride = kBlockRows + (kRows == 128 ? 2 : 4);
+  // A group's sums of a run (place_of_sum). All groups' take the place of tables that are done.
+  static constexpr int kSumCount = kRows * kBlockRows;
+  static_assert(kGroups * kSumCount * 4 <= kPairStride);
   static constexpr int kQuarterBytes = kRows * kTileRowBytes;
 
   // Where things lie in shared memory, in bytes; the tables at 0.
-  static constexpr int kSums = kPairStride + (256 << kBits);
-  static constexpr int kTiles = kSums + kRows * kSumStride * 4;
+  static constexpr int kParts = kPairStride + (256 << kBits);  // sums that blocks have sent
+  static constexpr int kTiles = kParts + kSumCount * 4;
   static constexpr int kScales = kTiles + 2 * kBlockTiles * static_cast<int>(sizeof(Tile));
-  static constexpr int kMeeting = kScales + kRows * 4;  // two barriers: sums are there, are read
+  static constexpr int kMeeting = kScales + kRows * 4;  // two barriers: parts are there, are read
   static constexpr int kBarriers = kMeeting + 16;
   static constexpr int kMostSlots = 8;  ///< of a group's ring
   static constexpr int kRing = (kBarriers + kGroups * kMostSlots * 16 + 1023) / 1024 * 1024;
