@@ -8,6 +8,7 @@
 #include "anyprec/cuda.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/layout.h"
+#include "kernels/cuda/table_mma_args.h"
 
 namespace anyprec::cuda {
 
@@ -34,8 +35,16 @@ constexpr std::size_t activation_tile_bytes(std::int64_t in_features, int rows) 
   return static_cast<std::size_t>(unit_count(in_features)) * 4 * rows * kTileRowBytes;
 }
 
+/// The codebooks that the kernel which multiplies by the tiles reads first: those of the first
+/// `tiles` tiles of W.
+struct FirstCodebooks {
+  TableMmaArgs table;
+  int tiles;
+};
+
+/// Asks the L2 cache for these codebooks while its predecessor ends.
 cudaError_t activations_to_tiles(const Input& input, std::int64_t in_features,
-                                 const ActivationTiles& to, const Device& device,
-                                 cudaStream_t stream);
+                                 const ActivationTiles& to, const FirstCodebooks& ahead,
+                                 const Device& device, cudaStream_t stream);
 
 }  // namespace anyprec::cuda

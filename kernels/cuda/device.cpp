@@ -3,6 +3,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <tuple>
 #include <utility>
 
 namespace anyprec::cuda {
@@ -53,6 +54,32 @@ cudaError_t allow_all_shared_memory(const void* kernel, const Device& device) {
   const cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
   if (status == cudaSuccess) allowed.insert({kernel, device.index});
+  return status;
+}
+
+cudaError_t resident_clusters(const void* kernel, const Device& device, int cluster, int threads,
+                              int shared_bytes, int& count) {
+  if (const cudaError_t status = allow_all_shared_memory(kernel, device); status != cudaSuccess) {
+    return status;
+  }
+  static std::map<std::tuple<const void*, int, int>, int> known;
+  const std::lock_guard lock(mutex);
+  const auto found = known.find({kernel, device.index, cluster});
+  if (found != known.end()) {
+    count = found->second;
+    return cudaSuccess;
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  if (status == cudaSuccess) known[{kernel, device.index, cluster}] = count;
   return status;
 }
 

@@ -22,6 +22,11 @@ cudaError_t current_device(Device& device);
 /// Lets `kernel` have as much dynamic shared memory as the current device has; once for each.
 cudaError_t allow_all_shared_memory(const void* kernel, const Device& device);
 
+/// How many clusters of `cluster` blocks of the kernel the current device holds at a time; asked
+/// once for each kernel and size.
+cudaError_t resident_clusters(const void* kernel, const Device& device, int cluster, int threads,
+                              int shared_bytes, int& count);
+
 /// A launch that may start before its predecessor in the stream has ended, where the device can:
 /// the kernel waits by itself (ptx::wait_for_predecessors). Blocks in clusters of `cluster`.
 template <class... Parameters>

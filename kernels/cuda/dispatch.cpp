@@ -17,8 +17,17 @@ constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
     {3, 4, 6, 9, 7, 8, 9},
 };
 
-/// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is.
-constexpr std::int64_t kFewestWgmmaRows = 17;
+/// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is: where a row
+/// of W is longer than what that kernel's warps hold of 9 rows and more, it looks W up in pieces of
+/// K and makes every table again. At 4096 x 14336, 4 and 8 bits: 29.6 / 34.3 us for 12 rows, by
+/// wgmma 23.9 / 33.5; for 8 rows 21.8 / 31.7 and 23.1 / 32.4. At 14336 x 4096 and 16 rows: 22.6 /
+/// 30.0, by wgmma 23.8 / 35.4.
+constexpr std::int64_t kFewestWgmmaRows = 17, kFewestWgmmaRowsLong = 9;
+constexpr std::int64_t kLongRow = 4096;
+
+std::int64_t fewest_wgmma_rows(const Weights& weights) {
+  return weights.in_features > kLongRow ? kFewestWgmmaRowsLong : kFewestWgmmaRows;
+}
 
 /// The plane kernel's places with groups along K: beyond the two rows that mask-dot serves, and up
 /// to so many columns of its mma, by precision 2 to 8, from which dequantization and cuBLAS take
@@ -54,7 +63,7 @@ LinearPath choose_path(const Input& input, std::span<const Product> products,
   if (planes && input.rows >= kFewestPlaneRows) return LinearPath::kPlaneMma;
   const bool masks = mask_dot_serves(input, {}, products, device);
   if (masks && few_masks(input, first)) return LinearPath::kMaskDot;
-  if (input.rows >= kFewestWgmmaRows && table_wgmma_serves(input, products, device)) {
+  if (input.rows >= fewest_wgmma_rows(first) && table_wgmma_serves(input, products, device)) {
     return LinearPath::kTableWgmma;
   }
   if (table_mma_serves(input, {}, products, device)) return LinearPath::kTableMma;

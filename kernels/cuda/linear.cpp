@@ -104,7 +104,7 @@ std::size_t workspace_bytes(LinearPath path, const Input& input, std::span<const
                             const Device& device) {
   switch (path) {
     case LinearPath::kTableWgmma:
-      return table_wgmma_bytes(input, products, device);
+      return table_wgmma_bytes(input, products);
     case LinearPath::kDequantize:
       return dequantize_matmul_bytes(input, products, device);
     default:

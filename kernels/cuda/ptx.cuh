@@ -111,6 +111,15 @@ __device__ __forceinline__ void copy_bulk(std::uint32_t shared, const void* glob
 
 #endif
 
+#if __CUDA_ARCH__ >= 900
+
+/// Asks for a run of global memory into the L2 cache; address and size in pieces of 16 bytes.
+__device__ __forceinline__ void prefetch_bulk(const void* global, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
+
+#endif
+
 inline constexpr int kLineBytes = 128;
 
 /// Asks for a line of global memory into the L2 cache.

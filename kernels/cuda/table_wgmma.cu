@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/activation_tiles.h"
 #include "kernels/cuda/precisions.h"
+#include "kernels/cuda/products.h"
 #include "kernels/cuda/table_mma.h"
 #include "kernels/cuda/table_wgmma.h"
 #include "kernels/cuda/table_wgmma_args.h"
@@ -12,50 +13,36 @@ namespace {
 
 constexpr int kMaxRows = 128;
 
-/// How a call is cut, and where what it needs lies in the workspace.
-struct Plan {
-  TableWgmmaKernel kernel;
-  int runs, run_halves, cluster, blocks;
-  std::size_t scales, bytes;
-};
+TableWgmmaKernel kernel_for(const Input& input, std::span<const Product> products) {
+  return at_precision(products.front().weights.precision,
+                      [&](auto bits) { return table_wgmma_kernel<bits()>(input.rows); });
+}
 
 /// What a run costs a block beside its half-units, in half-units: tables to build, sums to add.
 constexpr int kRunCost = 8;
 
-/// How many are there at a time. Blocks of a cluster lie in one part of the GPU, of 16
-/// multiprocessors or a few more.
-int clusters_of(int cluster, const Device& device) {
-  const int count = device.multiprocessors;
-  return (cluster > 2 ? count / 16 * 16 : count) / cluster;
-}
-
-/// How many blocks share a run: what ends first.
-int cluster_size(int runs, int run_halves, const Device& device) {
-  int best = 1;
+/// How many blocks share a run, by what ends first, and how many runs are under way at a time.
+cudaError_t choose_clusters(const TableWgmmaKernel& kernel, const Device& device,
+                            TableWgmmaArgs& args, int& clusters) {
   std::int64_t least = 0;
   for (const int cluster : {1, 2, 4, 8}) {
-    const int clusters = clusters_of(cluster, device);
-    if (clusters == 0) break;
-    const std::int64_t turns = (runs + clusters - 1) / clusters;
-    const std::int64_t cost = turns * ((run_halves + cluster - 1) / cluster + kRunCost);
-    if (cluster > 1 && (cost >= least || run_halves < cluster)) continue;
-    best = cluster;
+    if (cluster > args.run_halves) break;
+    int resident = device.multiprocessors;
+    if (cluster > 1) {
+      const cudaError_t status =
+          resident_clusters(reinterpret_cast<const void*>(kernel.kernel), device, cluster,
+                            kernel.threads, kernel.shared_bytes, resident);
+      if (status != cudaSuccess) return status;
+    }
+    if (resident == 0) break;
+    const std::int64_t turns = divide_up(args.runs, resident);
+    const std::int64_t cost = turns * (divide_up(args.run_halves, cluster) + kRunCost);
+    if (cluster > 1 && cost >= least) continue;
     least = cost;
+    args.cluster = cluster;
+    clusters = std::min(args.runs, resident);
   }
-  return best;
-}
-
-Plan plan_for(const TableMmaArgs& args, int precision, const Device& device) {
-  Plan plan{};
-  plan.kernel =
-      at_precision(precision, [&](auto bits) { return table_wgmma_kernel<bits()>(args.x_rows); });
-  plan.runs = (args.tiles + kBlockTiles - 1) / kBlockTiles;
-  plan.run_halves = (args.columns + kHalfColumns - 1) / kHalfColumns;
-  plan.cluster = cluster_size(plan.runs, plan.run_halves, device);
-  plan.blocks = std::min(plan.runs, clusters_of(plan.cluster, device)) * plan.cluster;
-  plan.scales = activation_tile_bytes(args.columns, plan.kernel.x_rows);
-  plan.bytes = plan.scales + static_cast<std::size_t>(plan.kernel.x_rows) * sizeof(float);
-  return plan;
+  return cudaSuccess;
 }
 
 }  // namespace
@@ -68,10 +55,10 @@ bool table_wgmma_serves(const Input& input, std::span<const Product> products,
          first.form.groups(first.in_features) == 1;
 }
 
-std::size_t table_wgmma_bytes(const Input& input, std::span<const Product> products,
-                              const Device& device) {
-  const int precision = products.front().weights.precision;
-  return plan_for(describe_products(input, products), precision, device).bytes;
+std::size_t table_wgmma_bytes(const Input& input, std::span<const Product> products) {
+  const int rows = kernel_for(input, products).x_rows;
+  return activation_tile_bytes(products.front().weights.in_features, rows) +
+         static_cast<std::size_t>(rows) * sizeof(float);
 }
 
 cudaError_t table_wgmma(const Input& input, std::span<const Product> products, void* workspace,
@@ -80,20 +67,28 @@ cudaError_t table_wgmma(const Input& input, std::span<const Product> products, v
   TableWgmmaArgs args{};
   args.table = describe_products(input, products);
   if (args.table.tiles == 0 || args.table.x_rows == 0) return cudaSuccess;
-  const Plan plan = plan_for(args.table, first.precision, device);
+  const TableWgmmaKernel kernel = kernel_for(input, products);
+  args.runs = divide_up(args.table.tiles, kBlockTiles);
+  args.run_halves = divide_up(args.table.columns, kHalfColumns);
+  int clusters = 0;
+  if (const cudaError_t status = choose_clusters(kernel, device, args, clusters);
+      status != cudaSuccess) {
+    return status;
+  }
   auto* const memory = static_cast<std::uint8_t*>(workspace);
-  const ActivationTiles tiles{memory, reinterpret_cast<float*>(memory + plan.scales),
-                              plan.kernel.x_rows};
-  const cudaError_t converted =
-      activations_to_tiles(input, first.in_features, tiles, device, stream);
-  if (converted != cudaSuccess) return converted;
-  args.x_tiles = tiles.tiles;
-  args.x_scales = tiles.scales;
-  args.runs = plan.runs;
-  args.run_halves = plan.run_halves;
-  args.cluster = plan.cluster;
-  return launch_clusters(plan.kernel.kernel, device, dim3(static_cast<unsigned>(plan.blocks)),
-                         plan.cluster, plan.kernel.threads, plan.kernel.shared_bytes, stream, args);
+  auto* const scales =
+      reinterpret_cast<float*>(memory + activation_tile_bytes(first.in_features, kernel.x_rows));
+  args.x_tiles = memory;
+  args.x_scales = scales;
+  const FirstCodebooks ahead{args.table, std::min(args.table.tiles, clusters * kBlockTiles)};
+  if (const cudaError_t status = activations_to_tiles(
+          input, first.in_features, {memory, scales, kernel.x_rows}, ahead, device, stream);
+      status != cudaSuccess) {
+    return status;
+  }
+  return launch_clusters(kernel.kernel, device,
+                         dim3(static_cast<unsigned>(clusters * args.cluster)), args.cluster,
+                         kernel.threads, kernel.shared_bytes, stream, args);
 }
 
 }  // namespace anyprec::cuda

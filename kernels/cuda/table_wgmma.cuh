@@ -3,6 +3,8 @@
 #include <cstdint>
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/table_wgmma_ahead.cuh"
+#include "kernels/cuda/table_wgmma_build.cuh"
 #include "kernels/cuda/table_wgmma_lookup.cuh"
 #include "kernels/cuda/table_wgmma_runs.cuh"
 #include "kernels/cuda/warp.cuh"
@@ -21,10 +23,13 @@ namespace anyprec::cuda {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /// Has x copied to a group's ring, in the order in which the group multiplies: half-units group,
-/// group + kGroups, ... of the block's part of each run. By one thread.
+/// group + kGroups, ... of the block's part of each run. By one thread. scales: null, or where
+/// those of x's rows go, with the first quarter.
 template <class Shape>
 __device__ __forceinline__ void copy_quarters(const TableWgmmaArgs& args, int group,
-                                              std::uint32_t barriers, std::uint32_t ring) {
+                                              std::uint32_t barriers, std::uint32_t ring,
+                                              const float* scales) {
+  constexpr int kScaleBytes = Shape::kRows * 4;
   const Share share(args);
   int slot = 0, phase = 1;
   for (int run = share.first_run; run < args.runs; run += share.step) {
@@ -33,7 +38,12 @@ __device__ __forceinline__ void copy_quarters(const TableWgmmaArgs& args, int gr
       for (int q = 0; q < 2; ++q) {
         const std::uint32_t full = barriers + 16 * slot;
         ptx::barrier_wait(full + 8, phase);
-        ptx::barrier_arrive_and_expect(full, Shape::kQuarterBytes);
+        ptx::barrier_arrive_and_expect(
+            full, Shape::kQuarterBytes + (scales != nullptr ? kScaleBytes : 0));
+        if (scales != nullptr) {
+          ptx::copy_bulk(ptx::shared_address(scales), args.x_scales, kScaleBytes, full);
+          scales = nullptr;
+        }
         ptx::copy_bulk(ring + slot * Shape::kQuarterBytes,
                        args.x_tiles + (std::int64_t{half} * 2 + q) * Shape::kQuarterBytes,
                        Shape::kQuarterBytes, full);
@@ -50,38 +60,35 @@ __device__ __forceinline__ void copy_quarters(const TableWgmmaArgs& args, int gr
 template <class Shape>
 __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char* shared, int group,
                                                std::uint32_t barriers, std::uint32_t ring) {
-  constexpr int kBits = Shape::kBits, kRows = Shape::kRows, kSlots = Shape::kSlots;
+  constexpr int kBits = Shape::kBits, kSlots = Shape::kSlots;
   const int index = warp_number() % 4, lane = threadIdx.x % 32;
   Tile* const tiles = reinterpret_cast<Tile*>(shared + Shape::kTiles);
   float* const sums = reinterpret_cast<float*>(shared) + group * Shape::kSumCount;
-  float* const scales = reinterpret_cast<float*>(shared + Shape::kScales);
+  const float* const scales = reinterpret_cast<const float*>(shared + Shape::kScales);
   const std::uint32_t place = index / 2 * Shape::kPairStride + index % 2 * 128 + 4 * lane;
   const Share share(args);
   const int first = share.begin + group;
   int slot = 0, phase = 0, turn = 0;
 
-  prefetch_codebooks<Shape>(args.table.form, tiles[index], group);  // before planes, in the queue
+  TableBuilder<Shape> builder(args.table.form);
+  builder.load(tiles);
   uint2 next[kBits] = {};
   if (first < share.end) LanePlanes(tiles[index]).load<kBits>(first, next);
   Tile* now = tiles;
   Tile* later = tiles + kBlockTiles;
 #pragma unroll 1
   for (int run = share.first_run; run < args.runs; run += share.step) {
-    const bool is_first = run == share.first_run, is_last = run + share.step >= args.runs;
+    const bool is_last = run + share.step >= args.runs;
 
-    build_tables<Shape>(args.table.form, now, shared);
+    builder.build(now, shared);
     if (!is_last) describe_run(args, run + share.step, later);
-    if (is_first) {
-      ptx::wait_for_predecessors();
-      if (threadIdx.x < kRows) scales[threadIdx.x] = args.x_scales[threadIdx.x];
-    }
     meet<Shape::kThreads>();
-    if (!is_last) prefetch_codebooks<Shape>(args.table.form, later[index], group);
+    if (!is_last && group == 0 && lane == 0) prefetch_codebooks(args.table.form, later[index]);
     const LanePlanes planes(now[index]);
 
-    float acc[kRows / 2];
+    float acc[Shape::kRows / 2];
 #pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) acc[i] = 0.0f;
+    for (int i = 0; i < Shape::kRows / 2; ++i) acc[i] = 0.0f;
     std::uint32_t a[2][4][4];
     std::uint32_t used = 0;  // the barrier of the slot that is being multiplied by
 #pragma unroll 1
@@ -135,9 +142,13 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
     ptx::wgmma_wait<0>();
     if (used != 0 && lane == 0) ptx::barrier_arrive(used + 8);
 
+    if (run == share.first_run) ptx::wait_for_predecessors();  // which x's tiles imply
     meet<Shape::kThreads>();  // all look-ups are done: sums take the tables' place
     store_sums<Shape>(acc, index, sums);
-    if (!is_last && first < share.end) LanePlanes(later[index]).load<kBits>(first, next);
+    if (!is_last) {
+      builder.load(later);
+      if (first < share.end) LanePlanes(later[index]).load<kBits>(first, next);
+    }
     meet<Shape::kThreads>();
     write_run<Shape>(args, now, scales, shared, turn);
     ++turn;
@@ -185,7 +196,8 @@ __global__ void __maxnreg__(Shape::kAtLaunch)
     if (args.cluster > 1) ptx::wait_for_cluster();
     if (threadIdx.x % 32 == 0 && group < Shape::kGroups) {
       ptx::wait_for_predecessors();
-      copy_quarters<Shape>(args, group, barriers, ring);
+      const float* const scales = reinterpret_cast<const float*>(shared + Shape::kScales);
+      copy_quarters<Shape>(args, group, barriers, ring, group == 0 ? scales : nullptr);
     }
   } else {
     ptx::more_registers<Shape::kRegisters>();

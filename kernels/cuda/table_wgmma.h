@@ -17,8 +17,7 @@ bool table_wgmma_serves(const Input& input, std::span<const Product> products,
                         const Device& device);
 
 /// Workspace that the products need.
-std::size_t table_wgmma_bytes(const Input& input, std::span<const Product> products,
-                              const Device& device);
+std::size_t table_wgmma_bytes(const Input& input, std::span<const Product> products);
 
 /// The products, in two launches: x to tiles, and the multiplication. Values of a hybrid are summed
 /// in fp32 and rounded to fp16 once; products are summed in fp32. bf16 x becomes fp16 times a power

@@ -39,6 +39,7 @@ struct TableWgmmaShape {
   static constexpr int kParts = kPairStride + (256 << kBits);  // sums that blocks have sent
   static constexpr int kTiles = kParts + kSumCount * 4;
   static constexpr int kScales = kTiles + 2 * kBlockTiles * static_cast<int>(sizeof(Tile));
+  static_assert(kScales % 16 == 0);
   static constexpr int kMeeting = kScales + kRows * 4;  // two barriers: parts are there, are read
   static constexpr int kBarriers = kMeeting + 16;
   static constexpr int kMostSlots = 8;  ///< of a group's ring

@@ -56,7 +56,7 @@ class CudaTables : public CudaTest, public ::testing::WithParamInterface<Tables>
   cudaError_t multiply(const cuda::Input& input, std::span<const cuda::Product> products) {
     if (GetParam() == Tables::kMma) return cuda::table_mma(input, {}, products, device, nullptr);
     const DeviceBuffer workspace(
-        std::vector<std::uint8_t>(cuda::table_wgmma_bytes(input, products, device), 0xff));
+        std::vector<std::uint8_t>(cuda::table_wgmma_bytes(input, products), 0xff));
     const cudaError_t status =
         cuda::table_wgmma(input, products, workspace.as<void>(), device, nullptr);
     return status == cudaSuccess ? cudaDeviceSynchronize() : status;
