@@ -65,6 +65,48 @@ __device__ __forceinline__ void look_up_row(const char* table, int half_of_tile,
   }
 }
 
+/// The table of a tile, values in the type of the output. By all threads of the block; the row of
+/// thread i is i % 16, and a run of codes its own.
+template <int kBits, typename T>
+__device__ __forceinline__ void build_values(const TableForm& form, const char* staged,
+                                             char* table) {
+  constexpr int kThreadsOfRow = kThreads / kTileRows;
+  constexpr int kRun = std::max(1, (1 << kBits) / kThreadsOfRow);
+  constexpr int kGroup = std::min(8, kRun);
+  constexpr int kDepth = bits_of(kGroup);
+  const int row = threadIdx.x % kTileRows, begin = threadIdx.x / kTileRows * kRun;
+  if (begin >= 1 << kBits) return;
+  char* const words = table + row / 8 * (kEntryBytes / 2) + row % 8 * 16;
+  const auto store = [&](int entry, float value) {
+    const std::uint32_t word = bits_of_value(value, T{});
+    *reinterpret_cast<uint4*>(words + entry * kEntryBytes) = make_uint4(word, word, word, word);
+  };
+  const CodebookRow codebook = staged_row(form, staged, row);
+#pragma unroll 1
+  for (int first = begin; first < begin + kRun; first += kGroup) {
+    float values[kGroup];
+    if (form.signs == 0) {
+      std::uint32_t halves[kGroup];
+      read_values(codebook.lut + first, halves);
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        values[i] = __half2float(__ushort_as_half(static_cast<unsigned short>(halves[i])));
+      }
+    } else if (form.signs >= kDepth) {
+      codebook.expand<kDepth>(form, first, values);
+    } else {  // several cells a group: L of 6 or 7
+#pragma unroll 1
+      for (int code = first; code < first + kGroup; ++code) {
+        store(reversed<kBits>(code), codebook.value(form, code, 0));
+      }
+      continue;
+    }
+    const int entry = reversed<kBits>(first);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) store(entry + reversed_constant(i, kBits), values[i]);
+  }
+}
+
 template <int kBits, typename T>
 constexpr int dequantize_shared_bytes() {
   return (kEntryBytes << kBits) + kStageBytes<kBits> + kWarps * kValuesBytes<T>;
@@ -105,14 +147,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       static_cast<int>(min(std::int64_t{kTileRows}, args.out_features - first_row)), staged);
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
-  const int row = threadIdx.x % kTileRows;
-  const CodebookRow codebook = staged_row(form, staged, row);
-  for (int code = threadIdx.x / kTileRows; code < 1 << kBits; code += kThreads / kTileRows) {
-    const std::uint32_t word = bits_of_value(codebook.value(form, code, 0), T{});
-    *reinterpret_cast<uint4*>(table + reversed<kBits>(code) * kEntryBytes +
-                              row / 8 * (kEntryBytes / 2) + row % 8 * 16) =
-        make_uint4(word, word, word, word);
-  }
+  build_values<kBits, T>(form, staged, table);
   __syncthreads();
   ptx::wait_for_predecessors();
 

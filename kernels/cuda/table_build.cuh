@@ -84,12 +84,11 @@ struct CodebookRow {
     return sum;
   }
 
-  /// fp16 values of the 2^kDepth codes from `first`, which differ in their last signed planes only:
-  /// the leaves of a tree.
+  /// Values of the 2^kDepth codes from `first`, which differ in their last signed planes only: the
+  /// leaves of a tree.
   template <int kDepth>
   __device__ __forceinline__ void expand(const TableForm& form, int first,
-                                         std::uint32_t (&values)[1 << kDepth]) const {
-    float sums[1 << kDepth];
+                                         float (&sums)[1 << kDepth]) const {
     sums[0] = value(form, first, kDepth);
     const __half* const coefficients = alpha + form.codebook.class_of(first >> form.signs);
 #pragma unroll
@@ -102,6 +101,14 @@ struct CodebookRow {
         sums[2 * i + 1] = sum + a;
       }
     }
+  }
+
+  /// The same, rounded to fp16.
+  template <int kDepth>
+  __device__ __forceinline__ void expand(const TableForm& form, int first,
+                                         std::uint32_t (&values)[1 << kDepth]) const {
+    float sums[1 << kDepth];
+    expand<kDepth>(form, first, sums);
 #pragma unroll
     for (int i = 0; i < 1 << kDepth; ++i) {
       values[i] = __half_as_ushort(__float2half_rn(sums[i]));
