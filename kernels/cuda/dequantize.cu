@@ -26,16 +26,6 @@ namespace anyprec::cuda {
 namespace dequantize_device {
 namespace {
 
-__device__ __forceinline__ std::uint32_t bits_of_value(float value, float) {
-  return __float_as_uint(value);
-}
-__device__ __forceinline__ std::uint32_t bits_of_value(float value, __half) {
-  return __half_as_ushort(__float2half_rn(value));
-}
-__device__ __forceinline__ std::uint32_t bits_of_value(float value, __nv_bfloat16) {
-  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
-}
-
 /// A lane's words of a row to the warp's memory: values of 32 columns by look-ups.
 template <int kBits, typename T>
 __device__ __forceinline__ void look_up_row(const char* table, int half_of_tile,
@@ -62,48 +52,6 @@ __device__ __forceinline__ void look_up_row(const char* table, int half_of_tile,
                      make_uint4(value[4], value[5], value[6], value[7])},
                     row, i, values);
     }
-  }
-}
-
-/// The table of a tile, values in the type of the output. By all threads of the block; the row of
-/// thread i is i % 16, and a run of codes its own.
-template <int kBits, typename T>
-__device__ __forceinline__ void build_values(const TableForm& form, const char* staged,
-                                             char* table) {
-  constexpr int kThreadsOfRow = kThreads / kTileRows;
-  constexpr int kRun = std::max(1, (1 << kBits) / kThreadsOfRow);
-  constexpr int kGroup = std::min(8, kRun);
-  constexpr int kDepth = bits_of(kGroup);
-  const int row = threadIdx.x % kTileRows, begin = threadIdx.x / kTileRows * kRun;
-  if (begin >= 1 << kBits) return;
-  char* const words = table + row / 8 * (kEntryBytes / 2) + row % 8 * 16;
-  const auto store = [&](int entry, float value) {
-    const std::uint32_t word = bits_of_value(value, T{});
-    *reinterpret_cast<uint4*>(words + entry * kEntryBytes) = make_uint4(word, word, word, word);
-  };
-  const CodebookRow codebook = staged_row(form, staged, row);
-#pragma unroll 1
-  for (int first = begin; first < begin + kRun; first += kGroup) {
-    float values[kGroup];
-    if (form.signs == 0) {
-      std::uint32_t halves[kGroup];
-      read_values(codebook.lut + first, halves);
-#pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        values[i] = __half2float(__ushort_as_half(static_cast<unsigned short>(halves[i])));
-      }
-    } else if (form.signs >= kDepth) {
-      codebook.expand<kDepth>(form, first, values);
-    } else {  // several cells a group: L of 6 or 7
-#pragma unroll 1
-      for (int code = first; code < first + kGroup; ++code) {
-        store(reversed<kBits>(code), codebook.value(form, code, 0));
-      }
-      continue;
-    }
-    const int entry = reversed<kBits>(first);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) store(entry + reversed_constant(i, kBits), values[i]);
   }
 }
 
@@ -147,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       static_cast<int>(min(std::int64_t{kTileRows}, args.out_features - first_row)), staged);
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
-  build_values<kBits, T>(form, staged, table);
+  build_singles<kBits, kThreads, T>(form, staged, table);
   __syncthreads();
   ptx::wait_for_predecessors();
 

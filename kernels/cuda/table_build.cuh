@@ -1,8 +1,11 @@
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/code_bytes.cuh"
 #include "kernels/cuda/layout.h"
@@ -102,18 +105,6 @@ struct CodebookRow {
       }
     }
   }
-
-  /// The same, rounded to fp16.
-  template <int kDepth>
-  __device__ __forceinline__ void expand(const TableForm& form, int first,
-                                         std::uint32_t (&values)[1 << kDepth]) const {
-    float sums[1 << kDepth];
-    expand<kDepth>(form, first, sums);
-#pragma unroll
-    for (int i = 0; i < 1 << kDepth; ++i) {
-      values[i] = __half_as_ushort(__float2half_rn(sums[i]));
-    }
-  }
 };
 
 __device__ __forceinline__ CodebookRow staged_row(const TableForm& form, const char* stage,
@@ -172,6 +163,78 @@ __host__ __device__ constexpr int reversed_constant(int code, int bits) {
   return result;
 }
 
+/// A value as the low bits of a word: fp16, bf16 or fp32.
+template <typename T>
+__device__ __forceinline__ std::uint32_t value_word(float value) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __half_as_ushort(__float2half_rn(value));
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+  } else {
+    return __float_as_uint(value);
+  }
+}
+template <typename T>
+__device__ __forceinline__ std::uint32_t value_word(__half value) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __half_as_ushort(value);
+  } else {
+    return value_word<T>(__half2float(value));
+  }
+}
+
+/// Where the 16 bytes of a row lie in an entry.
+__device__ __forceinline__ char* row_words(char* table, int row) {
+  return table + (row / 8) * (kEntryBytes / 2) + (row % 8) * 16;
+}
+__device__ __forceinline__ void store_word(char* words, int entry, std::uint32_t word) {
+  *reinterpret_cast<uint4*>(words + entry * kEntryBytes) = make_uint4(word, word, word, word);
+}
+
+/// A table of 2^kBits single values. By all threads of the block; the row of thread i is i % 16,
+/// and a run of codes its own. Hybrids are summed in fp32 and rounded to T once.
+template <int kBits, int kThreads, typename T>
+__device__ __forceinline__ void build_singles(const TableForm& form, const char* stage,
+                                              char* table) {
+  constexpr int kThreadsOfRow = kThreads / kTileRows;
+  constexpr int kRun = std::max(1, (1 << kBits) / kThreadsOfRow);
+  constexpr int kGroup = std::min(8, kRun);  // codes at a time: registers are scarce
+  constexpr int kDepth = bits_of(kGroup);
+  static_assert(kThreadsOfRow >= 1 && (kRun & (kRun - 1)) == 0);
+  const int row = threadIdx.x % kTileRows;
+  const int begin = threadIdx.x / kTileRows * kRun;
+  if (kThreadsOfRow > 1 << kBits && begin >= 1 << kBits) return;
+  char* const words = row_words(table, row);
+  const CodebookRow codebook = staged_row(form, stage, row);
+#pragma unroll 1
+  for (int first = begin; first < begin + kRun; first += kGroup) {
+    std::uint32_t values[kGroup];
+    if (form.signs == 0) {
+      read_values(codebook.lut + first, values);
+#pragma unroll
+      for (std::uint32_t& value : values) {
+        value = value_word<T>(__ushort_as_half(static_cast<unsigned short>(value)));
+      }
+    } else if (form.signs >= kDepth) {
+      float sums[kGroup];
+      codebook.expand<kDepth>(form, first, sums);
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) values[i] = value_word<T>(sums[i]);
+    } else {  // several cells a group: L of 6 or 7
+#pragma unroll 1
+      for (int code = first; code < first + kGroup; ++code) {
+        store_word(words, reversed<kBits>(code), value_word<T>(codebook.value(form, code, 0)));
+      }
+      continue;
+    }
+    const int entry = reversed<kBits>(first);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      store_word(words, entry + reversed_constant(i, kBits), values[i]);
+    }
+  }
+}
+
 // A builder of pairs needs all values of a row, so hybrids are expanded first, into rows of 2^kBits
 // values at a stride that keeps them aligned and in different banks.
 template <int kBits>
@@ -196,17 +259,13 @@ __device__ __forceinline__ void expand_pairs(const TableForm& form, const char* 
 template <int kBits, int kThreads>
 __device__ __forceinline__ void build_table(const TableForm& form, const char* stage,
                                             const char* expanded, char* table) {
-  constexpr int kThreadsOfRow = kThreads / kTileRows;
-  const int row = threadIdx.x % kTileRows;
-  const int part = threadIdx.x / kTileRows;
-  char* const words = table + (row / 8) * (kEntryBytes / 2) + (row % 8) * 16;
-  const auto store = [&](int entry, std::uint32_t word) {
-    *reinterpret_cast<uint4*>(words + entry * kEntryBytes) = make_uint4(word, word, word, word);
-  };
   if constexpr (kPairs<kBits>) {
     // A thread joins the code of an even column with kOdd codes of odd columns.
+    constexpr int kThreadsOfRow = kThreads / kTileRows;
     constexpr int kOdd = kEntries<kBits> > kThreadsOfRow ? kEntries<kBits> / kThreadsOfRow : 1;
     constexpr int kParts = (1 << kBits) / kOdd;
+    const int row = threadIdx.x % kTileRows;
+    const int part = threadIdx.x / kTileRows;
     if (part >= (kParts << kBits)) return;
     const int even = part / kParts;
     const int odd = part % kParts * kOdd;
@@ -215,38 +274,15 @@ __device__ __forceinline__ void build_table(const TableForm& form, const char* s
     std::uint32_t even_value[1], odd_values[kOdd];
     read_values(values + 2 * even, even_value);
     read_values(values + 2 * odd, odd_values);
+    char* const words = row_words(table, row);
     const int entry = spread_bits(reversed<kBits>(even)) + 2 * spread_bits(reversed<kBits>(odd));
 #pragma unroll
     for (int i = 0; i < kOdd; ++i) {
-      store(entry + 2 * spread_bits(reversed_constant(i, kBits)),
-            even_value[0] | odd_values[i] << 16);
+      store_word(words, entry + 2 * spread_bits(reversed_constant(i, kBits)),
+                 even_value[0] | odd_values[i] << 16);
     }
   } else {
-    // A thread expands kCount codes, in groups of at most 8: registers are scarce.
-    constexpr int kCount = kEntries<kBits> / kThreadsOfRow;
-    static_assert(kCount >= 1 && (kCount & (kCount - 1)) == 0);
-    constexpr int kGroup = kCount < 8 ? kCount : 8;
-    constexpr int kDepth = bits_of(kGroup);
-    const CodebookRow codebook = staged_row(form, stage, row);
-#pragma unroll 1
-    for (int first = part * kCount; first < (part + 1) * kCount; first += kGroup) {
-      std::uint32_t values[kGroup];
-      if (form.signs == 0) {
-        read_values(codebook.lut + first, values);
-      } else if (form.signs >= kDepth) {
-        codebook.expand<kDepth>(form, first, values);
-      } else {  // several cells a group: L of 6 or 7
-#pragma unroll 1
-        for (int code = first; code < first + kGroup; ++code) {
-          store(reversed<kBits>(code),
-                __half_as_ushort(__float2half_rn(codebook.value(form, code, 0))));
-        }
-        continue;
-      }
-      const int entry = reversed<kBits>(first);
-#pragma unroll
-      for (int i = 0; i < kGroup; ++i) store(entry + reversed_constant(i, kBits), values[i]);
-    }
+    build_singles<kBits, kThreads, __half>(form, stage, table);
   }
 }
 
