@@ -131,7 +131,7 @@ __device__ __forceinline__ void multiply_planes(const uint4 (&words)[kCount], in
                                   plane_operand(top, 2 * s + 1), plane_operand(low, 2 * s + 1)};
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) {
-        mma_16816(dot[p][f], a, x[s / 4][f][s % 4], x[s / 4 + 2][f][s % 4]);
+        ptx::mma_16816(dot[p][f], a, x[s / 4][f][s % 4], x[s / 4 + 2][f][s % 4]);
       }
     }
   }

@@ -87,7 +87,7 @@ __device__ __forceinline__ void sum_half_unit(const ActivationFragments<kHalves,
     for (int s = 0; s < kSteps; ++s) {
       const std::uint32_t even = operand_mask(2 * s), odd = operand_mask(2 * s + 1);
       const std::uint32_t ones[4] = {even, even, odd, odd};
-      mma_16816(sums, ones, x[h][s / 4][f][s % 4], x[h][s / 4 + 2][f][s % 4]);
+      ptx::mma_16816(sums, ones, x[h][s / 4][f][s % 4], x[h][s / 4 + 2][f][s % 4]);
     }
     if (lane < 4) {  // all rows are equal
       to[8 * f + 2 * lane] = 0.5f * sums[0];

@@ -24,6 +24,13 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// kThreads threads of the block wait for one another at barrier kBarrier, from 1 (0 is that of
+/// __syncthreads) to 15.
+template <int kBarrier, int kThreads>
+__device__ __forceinline__ void meet() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+
 // ---- barriers in shared memory (addresses from shared_address) ----
 
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
@@ -200,7 +207,19 @@ __device__ __forceinline__ void barrier_wait_cluster(std::uint32_t barrier, std:
 
 #endif
 
-// ---- binary tensor cores ----
+// ---- tensor cores ----
+
+/// c[16][8] += a[16][16] b[16][8]. Lane 4 g + t: a = {row g, columns 2 t, 2 t + 1}, {row g + 8, the
+/// same}, {row g, 2 t + 8, 2 t + 9}, {row g + 8, the same}; b = rows 2 t, 2 t + 1 and 2 t + 8,
+/// 2 t + 9 of column g; c = rows g and g + 8 of columns 2 t, 2 t + 1. Which columns of W a step's
+/// sixteen are does not matter, as long as a and b agree.
+__device__ __forceinline__ void mma_16816(float (&c)[4], const std::uint32_t (&a)[4],
+                                          std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 /// c[16][8] += popcount(a[16][256 bits] & b[256 bits][8]). Lane 4 g + t: a = {row g, first half of
 /// the columns}, {row g + 8, first}, {row g, second}, {row g + 8, second}, word t of each half; b =

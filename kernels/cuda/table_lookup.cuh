@@ -10,18 +10,6 @@
 /// table_build.cuh give the A operand of mma.m16n8k16.
 namespace anyprec::cuda {
 
-/// c[16][8] += a[16][16] b[16][8]. Lane 4 g + t: a = {row g, columns 2 t, 2 t + 1}, {row g + 8, the
-/// same}, {row g, 2 t + 8, 2 t + 9}, {row g + 8, the same}; b = rows 2 t, 2 t + 1 and 2 t + 8,
-/// 2 t + 9 of column g; c = rows g and g + 8 of columns 2 t, 2 t + 1. Which columns of W a step's
-/// sixteen are does not matter, as long as a and b agree.
-__device__ __forceinline__ void mma_16816(float (&c)[4], const std::uint32_t (&a)[4],
-                                          std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 /// Looks up what byte kByte of `bytes` addresses. lane_offset: 4 * lane; kHalf: row / 8.
 template <int kByte, int kHalf>
 __device__ __forceinline__ std::uint32_t look_up(const char* table, std::uint32_t bytes,
@@ -67,7 +55,7 @@ __device__ __forceinline__ void multiply_eight(const char* table, std::uint32_t 
     }
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
-      mma_16816(sums[step % kChains][f], a, x[f][2 * step], x[f][2 * step + 1]);
+      ptx::mma_16816(sums[step % kChains][f], a, x[f][2 * step], x[f][2 * step + 1]);
     }
   }
 }

@@ -156,19 +156,15 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
     now = later;
     later = done;
     meet<Shape::kThreads>();
-    if (!is_last && args.cluster > 1 && threadIdx.x < args.cluster) {
+    if (!is_last && args.cluster > 1 && threadIdx.x < static_cast<unsigned>(args.cluster)) {
       ptx::barrier_arrive_remote(ptx::shared_address(shared + Shape::kMeeting) + 8, threadIdx.x);
     }
   }
 }
 
-#endif
-
+/// A block of the kernel. shared: of Shape::kSharedBytes, aligned to 1024 bytes.
 template <class Shape>
-__global__ void __maxnreg__(Shape::kAtLaunch)
-    table_wgmma(const __grid_constant__ TableWgmmaArgs args) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ __align__(1024) char shared[];
+__device__ __forceinline__ void multiply_runs(const TableWgmmaArgs& args, char* shared) {
   ptx::launch_dependents();
   const int warp = warp_number();
   const bool copies = warp >= Shape::kThreads / 32;
@@ -203,6 +199,16 @@ __global__ void __maxnreg__(Shape::kAtLaunch)
     ptx::more_registers<Shape::kRegisters>();
     multiply_share<Shape>(args, shared, group, barriers, ring);
   }
+}
+
+#endif
+
+template <class Shape>
+__global__ void __maxnreg__(Shape::kAtLaunch)
+    table_wgmma(const __grid_constant__ TableWgmmaArgs args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) char shared[];
+  multiply_runs<Shape>(args, shared);
 #endif
 }
 

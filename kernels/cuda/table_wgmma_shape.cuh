@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/activation_tiles.h"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/table_mma_shape.cuh"
 #include "kernels/cuda/table_wgmma_args.h"
 
@@ -67,7 +68,7 @@ struct Share {
 /// By the threads that multiply.
 template <int kThreads>
 __device__ __forceinline__ void meet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+  ptx::meet<1, kThreads>();
 }
 
 }  // namespace anyprec::cuda

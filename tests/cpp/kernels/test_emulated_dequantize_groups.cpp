@@ -16,13 +16,14 @@ void run(const CodebookForm& form, std::int64_t n, std::int64_t k, const RowRang
   using namespace cuda::dequantize_device;
   emulated::DequantizeCase<T> c(QuantizedCase(n, k, form, kBits), range);
   const uint3 grid{c.tiles(), static_cast<unsigned>((c.args.units + kWarps - 1) / kWarps), 1};
-  emulated::launch(grid, kThreads, kWarps * kValuesBytes<T>, [&] {
-    if (c.args.form.table_bits == 0) {
-      write_groups<kBits, true, T>(c.args, cuda::shared);
-    } else {
-      write_groups<kBits, false, T>(c.args, cuda::shared);
-    }
-  });
+  emulated::launch({.grid = grid, .threads = kThreads, .shared_bytes = kWarps * kValuesBytes<T>},
+                   [&] {
+                     if (c.args.form.table_bits == 0) {
+                       write_groups<kBits, true, T>(c.args, cuda::shared);
+                     } else {
+                       write_groups<kBits, false, T>(c.args, cuda::shared);
+                     }
+                   });
   c.check();
 }
 

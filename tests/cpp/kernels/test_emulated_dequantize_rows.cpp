@@ -21,9 +21,11 @@ void run(const QuantizedCase& of, const RowRange& range, int block_units, Landin
   using namespace cuda::dequantize_device;
   emulated::DequantizeCase<T> c(of, range);
   c.args.block_units = block_units;
-  emulated::block().landing = landing;
   const auto parts = static_cast<unsigned>((c.args.units + block_units - 1) / block_units);
-  emulated::launch({c.tiles(), parts, 1}, kThreads, kRowsSharedBytes<kBits, T>,
+  emulated::launch({.grid = {c.tiles(), parts, 1},
+                    .threads = kThreads,
+                    .shared_bytes = kRowsSharedBytes<kBits, T>,
+                    .landing = landing},
                    [&] { write_units<kBits, T>(c.args, cuda::shared); });
   c.check();
 }

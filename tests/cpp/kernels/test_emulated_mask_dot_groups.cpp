@@ -39,9 +39,10 @@ void launch(cuda::MaskDotArgs& args, ProductCase& first, int blocks, int stages,
   args.ring_bytes = stages * GroupTeams<kBits>::shape().stage_bytes;
   const cuda::mask_dot_device::Layout layout(GroupTeams<kBits>::shape(), kRows, args.units,
                                              (args.tiles + blocks - 1) / blocks, sizeof(GroupTile));
-  emulated::block().landing = landing;
-  emulated::launch({static_cast<unsigned>(blocks), 1, 1}, kThreads,
-                   static_cast<std::size_t>(layout.ring + args.ring_bytes),
+  emulated::launch({.grid = {static_cast<unsigned>(blocks), 1, 1},
+                    .threads = kThreads,
+                    .shared_bytes = static_cast<std::size_t>(layout.ring + args.ring_bytes),
+                    .landing = landing},
                    [&] { GroupBlock<kBits, kRows>(args, cuda::shared).run(); });
 }
 

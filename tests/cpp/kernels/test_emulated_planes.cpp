@@ -43,8 +43,10 @@ void run(std::int64_t n, std::int64_t k, std::int64_t group_size, std::int64_t m
   args.product[0] = {product.planes.data(), packed_plane_bytes(n, k), product.lut.data(),
                      product.alpha.data(),  product.bias_data(),      product.y.data(),
                      product.y.stride(),    static_cast<int>(n),      0};
-  emulated::block().landing = landing;
-  emulated::launch({static_cast<unsigned>(blocks), 1, 1}, Shape::kThreads, Shape::kSharedBytes,
+  emulated::launch({.grid = {static_cast<unsigned>(blocks), 1, 1},
+                    .threads = Shape::kThreads,
+                    .shared_bytes = Shape::kSharedBytes,
+                    .landing = landing},
                    [&] { cuda::plane_mma<Shape>(args); });
   product.check();
 }

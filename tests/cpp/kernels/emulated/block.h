@@ -1,89 +1,76 @@
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime_api.h>
-#include <ucontext.h>
+#include <vector_types.h>
 
 #include <array>
-#include <bit>
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
 #include <map>
-#include <stdexcept>
+#include <random>
+#include <utility>
 #include <vector>
 
-/// A block of a CUDA kernel on the CPU, from the kernel's own source, so that its indices, its ring
-/// of copies and its barriers are tested where there is no GPU. Threads are fibers that run in turn
-/// until they meet a barrier. CMakeLists.txt includes this before a source, as nvcc does with its
-/// runtime, and puts `emulated/` first on the include path, where the headers with PTX have their
-/// counterparts.
+#include "tests/cpp/kernels/emulated/fibers.h"
+#include "tests/cpp/kernels/emulated/meetings.h"
+#include "tests/cpp/kernels/emulated/thread.h"
+
+/// Blocks of a CUDA kernel on the CPU, from the kernel's own source, so that its indices, its ring
+/// of copies and its barriers are tested where there is no GPU. Threads are fibers that take turns
+/// where they wait: those of a block, or of all blocks of a cluster. CMakeLists.txt includes nvcc.h
+/// before a source, as nvcc does with its runtime, and puts `emulated/` first on the include path,
+/// where the headers with PTX have their counterparts.
 namespace anyprec::testing::emulated {
 
-/// When an asynchronous copy lands: as late as its group is waited for, or as early as it is
-/// started. A kernel must not depend on either.
+inline constexpr std::size_t kSharedBytes = 228 * 1024;
+inline constexpr int kMostBlocks = 8;  ///< of a cluster
+
+}  // namespace anyprec::testing::emulated
+
+namespace anyprec::cuda {
+namespace emulated = ::anyprec::testing::emulated;
+/// The shared memories of a cluster's blocks. By this name a kernel without clusters has its own.
+alignas(1024) inline char shared[emulated::kMostBlocks * emulated::kSharedBytes];
+}  // namespace anyprec::cuda
+
+namespace anyprec::testing::emulated {
+
+/// When something asynchronous is done: as early as it is started, or as late as it can be - a
+/// thread's copies when it waits for them, what a barrier counts when all threads wait. A kernel
+/// must not depend on either.
 enum class Landing { kLate, kEarly };
 
-inline constexpr int kWarpLanes = 32;
-inline constexpr std::size_t kSharedBytes = 228 * 1024;
+class Cluster;
 
 class Block {
  public:
-  using Words = std::array<std::uint32_t, 6>;
+  uint3 index{};
+  char* memory = nullptr;
+  int threads_left = 0;
 
-  uint3 index{}, grid{1, 1, 1};
-  Landing landing = Landing::kLate;
+  Block(Cluster& cluster, int rank, int threads);
 
-  /// body: of every thread.
-  void run(int threads, const std::function<void()>& body) {
-    body_ = &body;
-    fibers_.resize(static_cast<std::size_t>(threads));
-    warps_.assign(fibers_.size() / kWarpLanes, Meeting{});
-    all_ = {};
-    barriers_.clear();
-    unsigned number = 0;
-    for (Fiber& fiber : fibers_) {
-      fiber.thread = {number++, 0, 0};
-      fiber.done = false;
-      fiber.open.clear();
-      fiber.groups.clear();
-      fiber.stack.resize(128 * 1024);
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.data();
-      fiber.context.uc_stack.ss_size = fiber.stack.size();
-      fiber.context.uc_link = &scheduler_;
-      makecontext(&fiber.context, &Block::enter, 0);
-    }
-    for (std::size_t left = fibers_.size(); left > 0;) {
-      progress_ = false;
-      left = 0;
-      for (Fiber& fiber : fibers_) {
-        if (fiber.done) continue;
-        now_ = &fiber;
-        swapcontext(&scheduler_, &fiber.context);
-        left += !fiber.done;
-      }
-      if (left > 0 && !progress_) throw std::runtime_error("all threads wait for one another");
-    }
+  /// Of the thread that runs.
+  Thread& thread() { return threads_[number()]; }
+  int lane() const { return static_cast<int>(number() % kWarpLanes); }
+  /// Of its warp.
+  Thread& thread_of_lane(int lane) {
+    return threads_[number() / kWarpLanes * kWarpLanes + static_cast<unsigned>(lane)];
   }
 
-  const uint3& thread() const { return now_->thread; }
-  int lane() const { return static_cast<int>(now_->thread.x % kWarpLanes); }
+  void meet_warp();
+  void meet_block();
+  /// `count` threads of the block, at barrier `which`.
+  void meet_some(int which, int count);
 
-  void meet_warp() { meet(warps_[now_->thread.x / kWarpLanes], kWarpLanes); }
-  void meet_block() { meet(all_, static_cast<int>(fibers_.size())); }
-
-  /// What the lanes of a warp show one another, until they meet again.
-  void publish(const Words& words) {
-    now_->words = words;
+  /// Words that the lanes of a warp show one another, until they meet again.
+  void publish(const std::array<std::uint32_t, 6>& words) {
+    thread().words = words;
     meet_warp();
   }
-  const Words& published(int lane) const {
-    return fibers_[now_->thread.x / kWarpLanes * kWarpLanes + static_cast<unsigned>(lane)].words;
-  }
+  const std::array<std::uint32_t, 6>& published(int lane) { return thread_of_lane(lane).words; }
   std::uint32_t exchange(std::uint32_t value, int from) {
     publish({value});
     const std::uint32_t result = published(from)[0];
@@ -91,207 +78,202 @@ class Block {
     return result;
   }
 
-  /// `size` bytes to shared memory, of which the first `bytes` are read and the others zeros.
-  void copy(std::uint32_t to, const void* from, std::uint32_t size, int bytes);
+  /// Addresses of shared memory are the same in all blocks of a cluster.
+  std::uint32_t address(const void* pointer) const {
+    const std::ptrdiff_t at = static_cast<const char*>(pointer) - memory;
+    require(at >= 0 && at < static_cast<std::ptrdiff_t>(kSharedBytes), "not in shared memory");
+    return static_cast<std::uint32_t>(at);
+  }
+
+  /// `size` bytes to shared memory, by the thread that runs.
+  void copy(std::uint32_t to, const void* from, std::uint32_t size);
   void commit_copies() {
-    now_->groups.push_back(std::move(now_->open));
-    now_->open.clear();
+    thread().copy_groups.push_back(std::move(thread().copies));
+    thread().copies.clear();
+  }
+  void wait_for_copies(std::size_t pending);
+  /// Counted by a barrier.
+  void copy_bulk(std::uint32_t to, const void* from, std::uint32_t size, std::uint32_t barrier);
+  /// To this block, by a thread of another; counted by a barrier of this block.
+  void receive(std::uint32_t to, const std::array<float, 4>& four, std::uint32_t barrier);
+
+  void init_barrier(std::uint32_t at, int arrivals) {
+    require(at % 8 == 0 && arrivals > 0, "a barrier that is not aligned, or empty");
+    barriers_[at] = {arrivals, arrivals, 0, 0, {}};
+  }
+  void arrive(std::uint32_t at, std::int64_t expected_bytes = 0);
+  /// When the thread's copies that no group or barrier has yet are there.
+  void arrive_after_copies(std::uint32_t at);
+  void wait_barrier(std::uint32_t at, std::uint32_t parity);
+
+ private:
+  unsigned number() const;
+  Barrier& barrier(std::uint32_t at) {
+    const auto found = barriers_.find(at);
+    require(found != barriers_.end(), "a barrier that is not initialized");
+    return found->second;
   }
 
-  // mbarriers, by their addresses in shared memory.
-  void init_barrier(std::uint32_t at, int arrivals) { barriers_[at] = {arrivals, arrivals, 0, {}}; }
-  /// With the thread's copies that no group or barrier has yet.
-  void arrive_after_copies(std::uint32_t at) {
-    Barrier& barrier = barriers_.at(at);
-    barrier.copies.insert(barrier.copies.end(), now_->open.begin(), now_->open.end());
-    now_->open.clear();
-    progress_ = true;
-    if (--barrier.pending == 0) {
-      barrier.pending = barrier.arrivals;
-      ++barrier.phase;
+  Cluster& cluster_;
+  std::vector<Thread> threads_;
+  std::vector<Meeting> warps_;
+  Meeting all_;
+  std::map<int, Meeting> some_;
+  std::map<std::uint32_t, Barrier> barriers_;
+};
+
+class Cluster {
+ public:
+  uint3 grid{1, 1, 1};
+  Landing landing = Landing::kLate;
+  Fibers fibers;
+
+  /// Block `first` of the grid and those after it in x, each of `threads` threads, in some order
+  /// (Fibers).
+  void run(uint3 first, int blocks, int threads, unsigned order,
+           const std::function<void()>& body) {
+    require(blocks <= kMostBlocks, "a cluster of too many blocks");
+    threads_ = threads;
+    random_.seed(order);
+    all_ = {};
+    under_way_.clear();
+    blocks_.clear();
+    for (int rank = 0; rank < blocks; ++rank) {
+      blocks_.emplace_back(*this, rank, threads);
+      blocks_.back().index = {first.x + static_cast<unsigned>(rank), first.y, first.z};
     }
-  }
-  void wait_barrier(std::uint32_t at, std::uint32_t parity) {
-    Barrier& barrier = barriers_.at(at);
-    while ((barrier.phase & 1) == parity) swapcontext(&now_->context, &scheduler_);
-    for (const Copy& copy : barrier.copies) land(copy);
-    barrier.copies.clear();
+    const std::function<void()> thread = [&] {
+      body();
+      --block().threads_left;
+    };
+    fibers.run(blocks * threads, order, thread, [this] { return land_one(); });
+    require(under_way_.empty(), "a block has ended before what was sent to it has come");
   }
 
-  void wait_for_copies(std::size_t pending) {
-    while (now_->groups.size() > pending) {
-      for (const Copy& copy : now_->groups.front()) land(copy);
-      now_->groups.pop_front();
+  /// Of the thread that runs.
+  Block& block() { return blocks_[static_cast<std::size_t>(fibers.running() / threads_)]; }
+  /// For access to its shared memory. It must be there, and its barriers seen.
+  Block& other_block(int rank) {
+    require(all_.generation > 0, "access to a block before the cluster has met");
+    Block& other = blocks_.at(static_cast<std::size_t>(rank));
+    require(other.threads_left > 0, "access to a block that has ended");
+    return other;
+  }
+  int threads_of_block() const { return threads_; }
+
+  /// Something asynchronous, to be done once.
+  void start(std::function<void()> landing_of_it) {
+    if (landing == Landing::kEarly) {
+      landing_of_it();
+    } else {
+      under_way_.push_back(std::move(landing_of_it));
     }
+  }
+
+  void arrive() {
+    Thread& thread = block().thread();
+    require(!thread.at_cluster, "a thread arrives twice");
+    thread.at_cluster = true;
+    thread.cluster_generation = all_.generation;
+    all_.arrive(static_cast<int>(blocks_.size()) * threads_, fibers);
+  }
+  void wait() {
+    Thread& thread = block().thread();
+    require(thread.at_cluster, "a thread waits where it has not arrived");
+    all_.wait_past(thread.cluster_generation, fibers);
+    thread.at_cluster = false;
   }
 
  private:
-  struct Copy {
-    char* to;
-    const void* from;
-    std::size_t size, bytes;
-  };
-  struct Barrier {
-    int arrivals, pending;
-    std::uint32_t phase;
-    std::vector<Copy> copies;
-  };
-  struct Meeting {
-    int arrived = 0;
-    long generation = 0;
-  };
-  struct Fiber {
-    ucontext_t context;
-    std::vector<char> stack;
-    uint3 thread;
-    bool done;
-    Words words;
-    std::vector<Copy> open;
-    std::deque<std::vector<Copy>> groups;
-  };
-
-  static void enter();
-  static void land(const Copy& copy) {
-    std::memset(copy.to, 0, copy.size);
-    std::memcpy(copy.to, copy.from, copy.bytes);
-  }
-  void meet(Meeting& meeting, int count) {
-    const long generation = meeting.generation;
-    progress_ = true;
-    if (++meeting.arrived == count) {
-      meeting.arrived = 0;
-      ++meeting.generation;
-      return;
-    }
-    while (meeting.generation == generation) swapcontext(&now_->context, &scheduler_);
+  bool land_one() {
+    if (under_way_.empty()) return false;
+    std::swap(under_way_[random_() % under_way_.size()], under_way_.back());
+    const std::function<void()> landing_of_it = std::move(under_way_.back());
+    under_way_.pop_back();
+    landing_of_it();
+    return true;
   }
 
-  const std::function<void()>* body_ = nullptr;
-  std::vector<Fiber> fibers_;
-  std::vector<Meeting> warps_;
+  int threads_ = 1;
+  std::deque<Block> blocks_;
   Meeting all_;
-  std::map<std::uint32_t, Barrier> barriers_;
-  Fiber* now_ = nullptr;
-  ucontext_t scheduler_;
-  bool progress_ = false;
+  std::vector<std::function<void()>> under_way_;
+  std::minstd_rand random_;
 };
 
-inline Block& block() {
-  static Block one;
+inline Cluster& cluster() {
+  static Cluster one;
   return one;
 }
+inline Block& block() { return cluster().block(); }
+inline Thread& thread() { return block().thread(); }
 
-inline void Block::enter() {
-  Block& self = block();
-  (*self.body_)();
-  self.now_->done = true;
-  self.progress_ = true;
+inline Block::Block(Cluster& cluster, int rank, int threads)
+    : memory(cuda::shared + static_cast<std::size_t>(rank) * kSharedBytes),
+      threads_left(threads),
+      cluster_(cluster),
+      threads_(static_cast<std::size_t>(threads)),
+      warps_(threads_.size() / kWarpLanes) {
+  for (std::size_t i = 0; i < threads_.size(); ++i) threads_[i].index.x = static_cast<unsigned>(i);
 }
 
-}  // namespace anyprec::testing::emulated
+inline unsigned Block::number() const {
+  return static_cast<unsigned>(cluster_.fibers.running() % cluster_.threads_of_block());
+}
+inline void Block::meet_warp() { warps_[number() / kWarpLanes].meet(kWarpLanes, cluster_.fibers); }
+inline void Block::meet_block() { all_.meet(static_cast<int>(threads_.size()), cluster_.fibers); }
+inline void Block::meet_some(int which, int count) { some_[which].meet(count, cluster_.fibers); }
 
-namespace anyprec::cuda {
-namespace emulated = ::anyprec::testing::emulated;
-/// The block's shared memory, by the name that kernels give it.
-alignas(128) inline char shared[emulated::kSharedBytes];
-}  // namespace anyprec::cuda
-
-namespace anyprec::testing::emulated {
-
-inline void Block::copy(std::uint32_t to, const void* from, std::uint32_t size, int bytes) {
-  if (to % size != 0 || reinterpret_cast<std::uintptr_t>(from) % size != 0) {
-    throw std::runtime_error("a copy is not aligned to its size");
-  }
-  if (bytes < 1 || to + size > kSharedBytes) throw std::runtime_error("a copy of nothing, or past");
-  const Copy copy{cuda::shared + to, from, size, static_cast<std::size_t>(bytes)};
-  if (landing == Landing::kEarly) {
-    land(copy);
+inline void Block::copy(std::uint32_t to, const void* from, std::uint32_t size) {
+  require(to % size == 0 && reinterpret_cast<std::uintptr_t>(from) % size == 0,
+          "a copy is not aligned to its size");
+  require(to + size <= kSharedBytes, "a copy past shared memory");
+  const Copy copy{memory + to, from, size, size};
+  if (cluster_.landing == Landing::kEarly) {
+    copy.land();
   } else {
-    now_->open.push_back(copy);
+    thread().copies.push_back(copy);
   }
+}
+inline void Block::wait_for_copies(std::size_t pending) {
+  std::deque<std::vector<Copy>>& groups = thread().copy_groups;
+  for (; groups.size() > pending; groups.pop_front()) {
+    for (const Copy& copy : groups.front()) copy.land();
+  }
+}
+inline void Block::copy_bulk(std::uint32_t to, const void* from, std::uint32_t size,
+                             std::uint32_t barrier) {
+  require(to % 16 == 0 && reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && size % 16 == 0,
+          "a bulk copy is not aligned");
+  require(to + size <= kSharedBytes, "a bulk copy past shared memory");
+  cluster_.start([=, this] {
+    std::memcpy(memory + to, from, size);
+    this->barrier(barrier).count(0, -std::int64_t{size}, cluster_.fibers);
+  });
+}
+inline void Block::receive(std::uint32_t to, const std::array<float, 4>& four,
+                           std::uint32_t barrier) {
+  require(to % sizeof(four) == 0 && to + sizeof(four) <= kSharedBytes,
+          "a store that is not aligned");
+  cluster_.start([=, this] {
+    require(threads_left > 0, "a store to a block that has ended");
+    std::memcpy(memory + to, four.data(), sizeof(four));
+    this->barrier(barrier).count(0, -std::int64_t{sizeof(four)}, cluster_.fibers);
+  });
+}
+
+inline void Block::arrive(std::uint32_t at, std::int64_t expected_bytes) {
+  barrier(at).count(1, expected_bytes, cluster_.fibers);
+}
+inline void Block::arrive_after_copies(std::uint32_t at) {
+  cluster_.start([at, copies = std::move(thread().copies), this] {
+    for (const Copy& copy : copies) copy.land();
+    arrive(at);
+  });
+  thread().copies.clear();
+}
+inline void Block::wait_barrier(std::uint32_t at, std::uint32_t parity) {
+  barrier(at).wait(parity, cluster_.fibers);
 }
 
 }  // namespace anyprec::testing::emulated
-
-// What nvcc gives a kernel.
-#undef __noinline__
-#define __noinline__
-#undef __launch_bounds__
-#define __launch_bounds__(...)
-#undef __grid_constant__
-#define __grid_constant__
-#define threadIdx (::anyprec::testing::emulated::block().thread())
-#define blockIdx (::anyprec::testing::emulated::block().index)
-#define gridDim (::anyprec::testing::emulated::block().grid)
-
-template <class T>
-T min(T a, T b) {
-  return b < a ? b : a;
-}
-template <class T>
-T max(T a, T b) {
-  return a < b ? b : a;
-}
-inline void __syncwarp() { anyprec::testing::emulated::block().meet_warp(); }
-inline void __syncthreads() { anyprec::testing::emulated::block().meet_block(); }
-inline unsigned __shfl_sync(unsigned /*mask*/, unsigned value, int lane) {
-  return anyprec::testing::emulated::block().exchange(value, lane);
-}
-template <class T>
-T __shfl_xor_sync(unsigned /*mask*/, T value, int mask) {
-  anyprec::testing::emulated::Block& block = anyprec::testing::emulated::block();
-  return std::bit_cast<T>(block.exchange(std::bit_cast<std::uint32_t>(value), block.lane() ^ mask));
-}
-inline bool __any_sync(unsigned /*mask*/, bool value) {
-  anyprec::testing::emulated::Block& block = anyprec::testing::emulated::block();
-  block.publish({value});
-  bool any = false;
-  for (int lane = 0; lane < anyprec::testing::emulated::kWarpLanes; ++lane) {
-    any = any || block.published(lane)[0] != 0;
-  }
-  block.meet_warp();
-  return any;
-}
-template <class T, class Join>
-T reduce_warp(T value, const Join& join) {
-  anyprec::testing::emulated::Block& block = anyprec::testing::emulated::block();
-  block.publish({std::bit_cast<std::uint32_t>(value)});
-  T result = std::bit_cast<T>(block.published(0)[0]);
-  for (int lane = 1; lane < anyprec::testing::emulated::kWarpLanes; ++lane) {
-    result = join(result, std::bit_cast<T>(block.published(lane)[0]));
-  }
-  block.meet_warp();
-  return result;
-}
-inline std::uint32_t __reduce_max_sync(unsigned /*mask*/, std::uint32_t value) {
-  return reduce_warp(value, max<std::uint32_t>);
-}
-inline int __reduce_add_sync(unsigned /*mask*/, int value) {
-  return reduce_warp(value, [](int a, int b) { return a + b; });
-}
-inline int __float2int_rn(float value) {
-  return value == value ? static_cast<int>(std::nearbyint(value)) : 0;
-}
-inline std::uint32_t __vmaxu2(std::uint32_t a, std::uint32_t b) {
-  return max(a & 0xffffu, b & 0xffffu) | max(a >> 16, b >> 16) << 16;
-}
-inline std::uint32_t __byte_perm(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
-  const std::uint64_t bytes = low | std::uint64_t{high} << 32;
-  std::uint32_t result = 0;
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned from = selector >> 4 * i & 7;
-    result |= static_cast<std::uint32_t>(bytes >> 8 * from & 0xff) << 8 * i;
-  }
-  return result;
-}
-template <class T>
-T __ldg(const T* from) {
-  return *from;
-}
-template <class T>
-T __ldcs(const T* from) {
-  return *from;
-}
-inline std::uint32_t __float_as_uint(float value) { return std::bit_cast<std::uint32_t>(value); }
-inline float __uint_as_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

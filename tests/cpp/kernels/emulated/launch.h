@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 
@@ -9,21 +10,37 @@
 
 namespace anyprec::testing::emulated {
 
-/// Runs `body` as the blocks of a grid, one after the other, each in shared memory full of NaN of
-/// which it may write the first `shared_bytes`.
+struct Launch {
+  uint3 grid;
+  int threads;
+  std::size_t shared_bytes;
+  int cluster = 1;  ///< blocks
+  Landing landing = Landing::kLate;
+  unsigned order = 0;  ///< of threads (Fibers)
+};
+
+/// Runs `body` as the blocks of a grid, one cluster after the other, each block in shared memory
+/// full of NaN of which it may write the first `shared_bytes`.
 template <class Body>
-void launch(uint3 grid, int threads, std::size_t shared_bytes, const Body& body) {
-  Block& block = emulated::block();
-  block.grid = grid;
-  for (block.index.y = 0; block.index.y < grid.y; ++block.index.y) {
-    for (block.index.x = 0; block.index.x < grid.x; ++block.index.x) {
-      std::memset(cuda::shared, 0xff, sizeof(cuda::shared));
-      block.run(threads, body);
-      for (std::size_t i = shared_bytes; i < sizeof(cuda::shared); ++i)
-        ASSERT_EQ(cuda::shared[i], static_cast<char>(0xff)) << "wrote past its shared memory";
+void launch(const Launch& of, const Body& body) {
+  Cluster& cluster = emulated::cluster();
+  cluster.grid = of.grid;
+  cluster.landing = of.landing;
+  const auto blocks = static_cast<unsigned>(of.cluster);
+  ASSERT_EQ(of.grid.x % blocks, 0u);
+  for (unsigned y = 0; y < of.grid.y; ++y) {
+    for (unsigned x = 0; x < of.grid.x; x += blocks) {
+      std::memset(cuda::shared, 0xff, blocks * kSharedBytes);
+      const unsigned order = of.order == 0 ? 0 : of.order + x;
+      cluster.run({x, y, 0}, of.cluster, of.threads, order, body);
+      for (unsigned rank = 0; rank < blocks; ++rank) {
+        const char* const memory = cuda::shared + rank * kSharedBytes;
+        ASSERT_TRUE(std::all_of(memory + of.shared_bytes, memory + kSharedBytes,
+                                [](char byte) { return byte == static_cast<char>(0xff); }))
+            << "block " << x + rank << " wrote past its shared memory";
+      }
     }
   }
-  block.index = {};
 }
 
 }  // namespace anyprec::testing::emulated

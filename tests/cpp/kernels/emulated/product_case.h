@@ -44,16 +44,20 @@ struct ProductCase {
 
   const void* bias_data() const { return typed_bias.empty() ? nullptr : typed_bias.data(); }
 
-  /// Against the reference. of_x: what rounding x beforehand may have changed of it.
+  /// Against the reference. of_x: what rounding x or W beforehand may have changed of it.
   void check(double of_x = 0) {
     const std::vector<double> values = x.values();
     const std::vector<double> expected =
         reference::linear(c.canonical_weights(), values, m, bias.empty() ? nullptr : bias.data());
-    for (std::int64_t i = 0; i < m; ++i) {
-      for (std::int64_t j = 0; j < c.n; ++j) {
+    std::vector<double> largest(c.k);
+    for (std::int64_t j = 0; j < c.n; ++j) {
+      for (std::int64_t q = 0; q < c.k; ++q) {
+        const bool begins = q == 0 || (c.form.group_size > 0 && q % c.form.group_size == 0);
+        largest[q] = begins ? c.largest_value(j, q) : largest[q - 1];
+      }
+      for (std::int64_t i = 0; i < m; ++i) {
         double terms = 0;
-        for (std::int64_t q = 0; q < c.k; ++q)
-          terms += c.largest_value(j, q) * std::abs(values[i * c.k + q]);
+        for (std::int64_t q = 0; q < c.k; ++q) terms += largest[q] * std::abs(values[i * c.k + q]);
         const double want = expected[i * c.n + j];
         ASSERT_NEAR(y.get(i, j), want,
                     terms * (0x1p-21 + of_x) + 1.01 * std::abs(want) * rounding(type) + 0x1p-23)
