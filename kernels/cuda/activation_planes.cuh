@@ -37,11 +37,11 @@ struct PlaneScale {
 /// A chunk as it lies in memory: of 16-bit types the first half of the words.
 using ChunkWords = std::uint32_t[kChunkColumns];
 
-/// Any columns [first, first + 16) of a row of K values; zeros past K. A call: code that is seldom
-/// run takes room in the instruction cache all the same.
 struct AnyChunk {
   ChunkWords words;
 };
+/// read_chunk for any type and alignment. A call: code that is seldom run takes room in the
+/// instruction cache all the same.
 inline __device__ __noinline__ AnyChunk read_any_chunk(const void* row, ScalarType type,
                                                        std::int64_t first, std::int64_t columns) {
   AnyChunk chunk = {};

@@ -41,9 +41,11 @@ cudaError_t current_device(Device& device) {
   return cudaSuccess;
 }
 
-cudaError_t allow_all_shared_memory(const void* kernel, const Device& device) {
+namespace {
+
+/// With the mutex held.
+cudaError_t allow_all(const void* kernel, const Device& device) {
   static std::set<std::pair<const void*, int>> allowed;
-  const std::lock_guard lock(mutex);
   if (allowed.contains({kernel, device.index})) return cudaSuccess;
   cudaFuncAttributes attributes{};
   if (const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
@@ -57,11 +59,15 @@ cudaError_t allow_all_shared_memory(const void* kernel, const Device& device) {
   return status;
 }
 
+}  // namespace
+
+cudaError_t allow_all_shared_memory(const void* kernel, const Device& device) {
+  const std::lock_guard lock(mutex);
+  return allow_all(kernel, device);
+}
+
 cudaError_t resident_clusters(const void* kernel, const Device& device, int cluster, int threads,
                               int shared_bytes, int& count) {
-  if (const cudaError_t status = allow_all_shared_memory(kernel, device); status != cudaSuccess) {
-    return status;
-  }
   static std::map<std::tuple<const void*, int, int>, int> known;
   const std::lock_guard lock(mutex);
   const auto found = known.find({kernel, device.index, cluster});
@@ -69,6 +75,7 @@ cudaError_t resident_clusters(const void* kernel, const Device& device, int clus
     count = found->second;
     return cudaSuccess;
   }
+  if (const cudaError_t status = allow_all(kernel, device); status != cudaSuccess) return status;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};

@@ -67,6 +67,17 @@ __device__ __forceinline__ void stage_codebooks(const TableForm& form, const cha
   }
 }
 
+/// The next level of a tree of sums: each of the first 2^level becomes two, less and plus `a`.
+template <int kCount>
+__device__ __forceinline__ void split_by_sign(float (&sums)[kCount], int level, float a) {
+#pragma unroll
+  for (int i = (1 << level) - 1; i >= 0; --i) {
+    const float sum = sums[i];
+    sums[2 * i] = sum - a;
+    sums[2 * i + 1] = sum + a;
+  }
+}
+
 /// lut and alpha of one row.
 struct CodebookRow {
   const __half* lut;
@@ -96,13 +107,8 @@ struct CodebookRow {
     const __half* const coefficients = alpha + form.codebook.class_of(first >> form.signs);
 #pragma unroll
     for (int level = 0; level < kDepth; ++level) {
-      const float a = __half2float(coefficients[(form.signs - kDepth + level) * form.classes]);
-#pragma unroll
-      for (int i = (1 << level) - 1; i >= 0; --i) {
-        const float sum = sums[i];
-        sums[2 * i] = sum - a;
-        sums[2 * i + 1] = sum + a;
-      }
+      const __half a = coefficients[(form.signs - kDepth + level) * form.classes];
+      split_by_sign(sums, level, __half2float(a));
     }
   }
 };

@@ -37,18 +37,10 @@ __device__ __forceinline__ void hybrid_values(const TableForm& form, const char*
   }
 #pragma unroll
   for (int level = 0; level < kDepth; ++level) {
-    const float a = __half2float(of_bit[kDepth - 1 - level]);
-#pragma unroll
-    for (int i = (1 << level) - 1; i >= 0; --i) {
-      const float sum = sums[i];
-      sums[2 * i] = sum - a;
-      sums[2 * i + 1] = sum + a;
-    }
+    split_by_sign(sums, level, __half2float(of_bit[kDepth - 1 - level]));
   }
 #pragma unroll
-  for (int i = 0; i < 1 << kDepth; ++i) {
-    values[i] = __half_as_ushort(__float2half_rn(sums[i]));
-  }
+  for (int i = 0; i < 1 << kDepth; ++i) values[i] = value_word<__half>(sums[i]);
 }
 
 /// kCount fp16 from global memory, aligned to their size, two to a word.
@@ -126,17 +118,13 @@ class TableBuilder {
       const int entry = reversed<kBits>(code + lane_code_);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        store(words, entry + reversed_constant(i, kBits),
-              __byte_perm(top_[turn][i / 2], low_[turn][i / 2], i % 2 == 0 ? 0x5410 : 0x7632));
+        store_word(words, entry + reversed_constant(i, kBits),
+                   __byte_perm(top_[turn][i / 2], low_[turn][i / 2], i % 2 == 0 ? 0x5410 : 0x7632));
       }
     }
   }
 
  private:
-  static __device__ __forceinline__ void store(char* words, int entry, std::uint32_t word) {
-    *reinterpret_cast<uint4*>(words + entry * 256) = make_uint4(word, word, word, word);
-  }
-
   __device__ __forceinline__ void build_hybrid(const Tile& tile, char* words) const {
     const bool has_top = row_ < tile.rows, has_low = row_ + 8 < tile.rows;
     const char* const top_lut = tile.lut + row_ * lut_row_bytes(form_);
@@ -150,7 +138,7 @@ class TableBuilder {
       const int entry = reversed<kBits>(code);
 #pragma unroll
       for (int i = 0; i < 1 << kDepth; ++i) {
-        store(words, entry + reversed_constant(i, kBits), top[i] | low[i] << 16);
+        store_word(words, entry + reversed_constant(i, kBits), top[i] | low[i] << 16);
       }
     };
 #pragma unroll 1

@@ -5,11 +5,10 @@
 #include <cstring>
 
 #include "tests/cpp/kernels/emulated/block.h"
+#include "tests/cpp/kernels/emulated/half_value.h"
 
 /// kernels/cuda/ptx.cuh as the emulated block has it: what a kernel under test uses of it.
 namespace anyprec::cuda::ptx {
-
-inline constexpr int kLineBytes = 128;
 
 inline void launch_dependents() {}
 inline void wait_for_predecessors() {}
@@ -105,7 +104,7 @@ inline void binary_mma_half(std::int32_t (&c)[4], std::uint32_t a0, std::uint32_
 inline void mma_16816(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                       std::uint32_t b1) {
   const auto half_of = [](std::uint32_t pair, int i) {
-    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16 * i)));
+    return emulated::half_value(static_cast<std::uint16_t>(pair >> 16 * i));
   };
   emulated::Block& block = emulated::block();
   block.publish({a[0], a[1], a[2], a[3], b0, b1});

@@ -1,25 +1,13 @@
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include <cstring>
-#include <vector>
 
 #include "tests/cpp/kernels/emulated/block.h"
+#include "tests/cpp/kernels/emulated/half_value.h"
 
 /// kernels/cuda/wgmma.cuh as the emulated block has it. Products read their operands, A as well as
 /// B, and add to their sums, when they are waited for or when they are started (Landing).
 namespace anyprec::testing::emulated {
-
-inline float half_value(std::uint16_t bits) {
-  static const std::vector<float> values = [] {
-    std::vector<float> all(1 << 16);
-    for (unsigned i = 0; i < all.size(); ++i)
-      all[i] = __half2float(__ushort_as_half(static_cast<unsigned short>(i)));
-    return all;
-  }();
-  return values[bits];
-}
 
 /// The lane's part of product `index` of the warp's group `group`.
 inline void multiply(Block& block, std::size_t group, std::size_t index) {
