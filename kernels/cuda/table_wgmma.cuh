@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/table_wgmma_ahead.cuh"
 #include "kernels/cuda/table_wgmma_build.cuh"
 #include "kernels/cuda/table_wgmma_lookup.cuh"
+#include "kernels/cuda/table_wgmma_pairs.cuh"
 #include "kernels/cuda/table_wgmma_runs.cuh"
 #include "kernels/cuda/warp.cuh"
 #include "kernels/cuda/wgmma.cuh"
@@ -65,12 +67,13 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
   Tile* const tiles = reinterpret_cast<Tile*>(shared + Shape::kTiles);
   float* const sums = reinterpret_cast<float*>(shared) + group * Shape::kSumCount;
   const float* const scales = reinterpret_cast<const float*>(shared + Shape::kScales);
-  const std::uint32_t place = index / 2 * Shape::kPairStride + index % 2 * 128 + 4 * lane;
+  const std::uint32_t place = Codes<Shape>::place(index);
   const Share share(args);
   const int first = share.begin + group;
   int slot = 0, phase = 0, turn = 0;
 
-  TableBuilder<Shape> builder(args.table.form);
+  std::conditional_t<Shape::kPairsOfColumns, PairTableBuilder<Shape>, TableBuilder<Shape>> builder(
+      args.table.form);
   builder.load(tiles);
   uint2 next[kBits] = {};
   if (first < share.end) LanePlanes(tiles[index]).load<kBits>(first, next);
@@ -93,33 +96,23 @@ __device__ __forceinline__ void multiply_share(const TableWgmmaArgs& args, char*
     std::uint32_t used = 0;  // the barrier of the slot that is being multiplied by
 #pragma unroll 1
     for (int half = first; half < share.end; half += Shape::kGroups) {
-      std::uint32_t top_bytes[8], low_bytes[8];
-      {
-        std::uint32_t top[kBits], low[kBits];
+      std::uint32_t top[kBits], low[kBits];
 #pragma unroll
-        for (int p = 0; p < kBits; ++p) {
-          top[p] = next[p].x;
-          low[p] = next[p].y;
-        }
-        if (half + Shape::kGroups < share.end) planes.load<kBits>(half + Shape::kGroups, next);
-        const int valid = args.table.columns - half * kHalfColumns;
-        if (valid < kHalfColumns) fill_tail<kBits>(top, low, valid);
-        single_code_bytes<kBits>(top, top_bytes);
-        single_code_bytes<kBits>(low, low_bytes);
+      for (int p = 0; p < kBits; ++p) {
+        top[p] = next[p].x;
+        low[p] = next[p].y;
       }
+      if (half + Shape::kGroups < share.end) planes.load<kBits>(half + Shape::kGroups, next);
+      const int valid = args.table.columns - half * kHalfColumns;
+      if (valid < kHalfColumns) fill_tail<kBits>(top, low, valid);
+      const Codes<Shape> codes(top, low, index);
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
         auto& quarter = a[q];
         if (q == 0) {
-          look_up_step<0, 0>(shared, place, top_bytes, low_bytes, quarter[0]);
-          look_up_step<0, 1>(shared, place, top_bytes, low_bytes, quarter[1]);
-          look_up_step<1, 0>(shared, place, top_bytes, low_bytes, quarter[2]);
-          look_up_step<1, 1>(shared, place, top_bytes, low_bytes, quarter[3]);
+          codes.template look_up<0>(shared, place, quarter);
         } else {
-          look_up_step<2, 0>(shared, place, top_bytes, low_bytes, quarter[0]);
-          look_up_step<2, 1>(shared, place, top_bytes, low_bytes, quarter[1]);
-          look_up_step<3, 0>(shared, place, top_bytes, low_bytes, quarter[2]);
-          look_up_step<3, 1>(shared, place, top_bytes, low_bytes, quarter[3]);
+          codes.template look_up<1>(shared, place, quarter);
         }
         const std::uint32_t full = barriers + 16 * slot;
         ptx::barrier_wait(full, phase);
@@ -219,6 +212,8 @@ TableWgmmaKernel describe_table_wgmma() {
 
 template <int kBits>
 TableWgmmaKernel table_wgmma_kernel(std::int64_t rows) {
+  if (rows <= 8) return describe_table_wgmma<TableWgmmaShape<kBits, 8, 3>>();
+  if (rows <= 16) return describe_table_wgmma<TableWgmmaShape<kBits, 16, 3>>();
   if (rows <= 32) return describe_table_wgmma<TableWgmmaShape<kBits, 32, 3>>();
   if (rows <= 64) return describe_table_wgmma<TableWgmmaShape<kBits, 64, 3>>();
   return describe_table_wgmma<TableWgmmaShape<kBits, 128, 2>>();

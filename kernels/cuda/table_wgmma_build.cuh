@@ -6,7 +6,7 @@
 #include "kernels/cuda/table_wgmma_shape.cuh"
 #include "kernels/cuda/warp.cuh"
 
-/// Tables of the wgmma kernel, from codebooks in global memory.
+/// Tables of the wgmma kernel, from codebooks in global memory (of pairs: table_wgmma_pairs.cuh).
 namespace anyprec::cuda {
 
 /// fp16 values of the 2^kDepth codes from `first` of a row of a hybrid, which differ in their last
@@ -65,9 +65,10 @@ __device__ __forceinline__ void load_halves(const void* from,
   }
 }
 
-/// The tables of four tiles, by all threads that multiply. A warp has one tile: lane 8 i + g has
-/// rows g and g + 8, of the warp's codes the i-th run of kCount, so that lanes read neighbouring
-/// pieces of a row's codebook. The warps of a tile, one of each group, take codes in turn.
+/// The tables of single values of four tiles, by all threads that multiply. A warp has one tile:
+/// lane 8 i + g has rows g and g + 8, of the warp's codes the i-th run of kCount, so that lanes
+/// read neighbouring pieces of a row's codebook. The warps of a tile, one of each group, take codes
+/// in turn.
 template <class Shape>
 class TableBuilder {
   static constexpr int kBits = Shape::kBits;
@@ -106,7 +107,7 @@ class TableBuilder {
 
   /// Writes the tables of the tiles that were loaded last.
   __device__ __forceinline__ void build(const Tile* tiles, char* tables) const {
-    char* const words = tables + index_ / 2 * Shape::kPairStride + index_ % 2 * 128 + row_ * 16;
+    char* const words = tables + index_ / 2 * Shape::kTwoTiles + index_ % 2 * 128 + row_ * 16;
     if (form_.signs > 0) {
       build_hybrid(tiles[index_], words);
       return;

@@ -6,26 +6,78 @@
 #include "kernels/cuda/table_wgmma_shape.cuh"
 #include "kernels/cuda/warp.cuh"
 
-/// The operands that look-ups in the wgmma kernel's tables (table_wgmma_build.cuh) give.
+/// The operands that look-ups in the wgmma kernel's tables (table_wgmma_shape.cuh) give.
 namespace anyprec::cuda {
 
-/// The A operand of one step from a half-unit's bytes (single_code_bytes). place: where the lane's
-/// words are in entry 0.
-template <int kByte, int kStep>
-__device__ __forceinline__ void look_up_step(const char* tables, std::uint32_t place,
-                                             const std::uint32_t (&top)[8],
-                                             const std::uint32_t (&low)[8], std::uint32_t (&a)[4]) {
-  const auto at = [&](std::uint32_t bytes) {
-    const std::uint32_t offset = __byte_perm(bytes, place, 0x7604 | kByte << 4);
-    return *reinterpret_cast<const std::uint32_t*>(tables + offset);
-  };
+/// A half-unit's codes of a lane, of rows g and g + 8 of its warp's tile (`index` of the block's),
+/// as the bytes that address the tables.
+template <class Shape>
+class Codes {
+  static constexpr int kBits = Shape::kBits;
+  static constexpr int kWords = Shape::kPairsOfColumns ? kCodeWords<kBits> : 8;
+
+ public:
+  __device__ __forceinline__ Codes(const std::uint32_t (&top)[kBits],
+                                   const std::uint32_t (&low)[kBits], int index) {
+    if constexpr (Shape::kPairsOfColumns) {
+      code_bytes<kBits>(top, top_);
+      code_bytes<kBits>(low, low_);
+      const std::uint32_t tile = static_cast<std::uint32_t>(index) * (0x01010101u << 2 * kBits);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int word = 4 * kStep + 2 * i;
-    a[2 * i] = __byte_perm(at(top[word]), at(top[word + 1]), 0x5410);
-    a[2 * i + 1] = __byte_perm(at(low[word]), at(low[word + 1]), 0x7632);
+      for (int i = 0; i < kWords; ++i) {
+        top_[i] |= tile;
+        low_[i] |= tile;
+      }
+    } else {
+      single_code_bytes<kBits>(top, top_);
+      single_code_bytes<kBits>(low, low_);
+    }
   }
-}
+
+  /// Where the lane's words are in entry 0.
+  static __device__ __forceinline__ std::uint32_t place(int index) {
+    const std::uint32_t lane = threadIdx.x % 32;
+    if constexpr (Shape::kPairsOfColumns) return 4 * lane;
+    return index / 2 * Shape::kTwoTiles + index % 2 * (kEntryBytes / 2) + 4 * lane;
+  }
+
+  /// The A operands of a quarter's steps.
+  template <int kQuarter>
+  __device__ __forceinline__ void look_up(const char* tables, std::uint32_t place,
+                                          std::uint32_t (&a)[4][4]) const {
+    look_up_step<2 * kQuarter, 0>(tables, place, a[0]);
+    look_up_step<2 * kQuarter, 1>(tables, place, a[1]);
+    look_up_step<2 * kQuarter + 1, 0>(tables, place, a[2]);
+    look_up_step<2 * kQuarter + 1, 1>(tables, place, a[3]);
+  }
+
+ private:
+  /// Columns 8 kByte + 4 kStep + {0 .. 3} of the lane's 32.
+  template <int kByte, int kStep>
+  __device__ __forceinline__ void look_up_step(const char* tables, std::uint32_t place,
+                                               std::uint32_t (&a)[4]) const {
+    const auto at = [&](std::uint32_t bytes) {
+      return tables + __byte_perm(bytes, place, 0x7604 | kByte << 4);
+    };
+    const auto word_at = [](const char* address) {
+      return *reinterpret_cast<const std::uint32_t*>(address);
+    };
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (Shape::kPairsOfColumns) {
+        const int word = kStep + 2 * i;
+        a[2 * i] = word_at(at(top_[word]));
+        a[2 * i + 1] = word_at(at(low_[word]) + kEntryBytes / 2);
+      } else {
+        const int word = 4 * kStep + 2 * i;
+        a[2 * i] = __byte_perm(word_at(at(top_[word])), word_at(at(top_[word + 1])), 0x5410);
+        a[2 * i + 1] = __byte_perm(word_at(at(low_[word])), word_at(at(low_[word + 1])), 0x7632);
+      }
+    }
+  }
+
+  std::uint32_t top_[kWords], low_[kWords];
+};
 
 /// What a lane reads of its warp's tile.
 struct LanePlanes {

@@ -27,17 +27,24 @@ struct TableWgmmaShape {
   static constexpr int kRegisters = kGroups == 2 ? 208 : 144;
   static_assert(kThreads * kRegisters + 128 * kCopyRegisters <= kAllThreads * kAtLaunch);
 
-  // Tables: two tiles side by side in the 256 bytes of an entry, a word a lane: row g's value in
-  // the low half, row g + 8's in the high half. The other two tiles' are 64 KB further, so that an
-  // address is a byte of the code between bytes that stay.
-  static constexpr int kPairStride = 64 * 1024;
+  // Tables: an entry is 256 bytes, so that an address is a byte of codes between bytes that stay.
+  // - Of pairs of columns, where all tiles' fit: a tile's after the other's. A lane has a word for
+  //   row g and, 128 bytes further, for row g + 8.
+  // - Of single values: two tiles side by side, a word a lane: row g's value in the low half, row
+  //   g + 8's in the high half. The other two tiles' are 64 KB further.
+  static constexpr bool kPairsOfColumns = kBits <= 3;
+  static constexpr int kPairTableBytes = kEntryBytes << 2 * kBits;  ///< of a tile
+  static constexpr int kTwoTiles = 64 * 1024;
+  static constexpr int kTablesBytes =
+      kPairsOfColumns ? kBlockTiles * kPairTableBytes : kTwoTiles + (kEntryBytes << kBits);
   // A group's sums of a run (place_of_sum). All groups' take the place of tables that are done.
   static constexpr int kSumCount = kRows * kBlockRows;
-  static_assert(kGroups * kSumCount * 4 <= kPairStride);
+  static constexpr int kSumsBytes = kGroups * kSumCount * 4;
   static constexpr int kQuarterBytes = kRows * kTileRowBytes;
 
   // Where things lie in shared memory, in bytes; the tables at 0.
-  static constexpr int kParts = kPairStride + (256 << kBits);  // sums that blocks have sent
+  static constexpr int kParts =  // sums that blocks have sent
+      kTablesBytes > kSumsBytes ? kTablesBytes : kSumsBytes;
   static constexpr int kTiles = kParts + kSumCount * 4;
   static constexpr int kScales = kTiles + 2 * kBlockTiles * static_cast<int>(sizeof(Tile));
   static_assert(kScales % 16 == 0);

@@ -36,6 +36,21 @@ __device__ __forceinline__ std::uint64_t wgmma_rows(std::uint32_t address) {
 
 /// d += A B^T in fp32; A as of mma.m16n8k16 in every warp, d[4 j + {0, 1}] of lane 4 g + t: row g
 /// and B's rows 8 j + 2 t + {0, 1}; d[4 j + {2, 3}]: row g + 8.
+__device__ __forceinline__ void wgmma(float (&d)[4], const std::uint32_t (&a)[4], std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma(float (&d)[8], const std::uint32_t (&a)[4], std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 __device__ __forceinline__ void wgmma(float (&d)[16], const std::uint32_t (&a)[4],
                                       std::uint64_t b) {
   asm volatile(

@@ -33,6 +33,7 @@ TEST_P(EmulatedTableWgmma, FullTables) {
   run<3>({.n = {70}, .k = 264, .m = 33, .type = kBrain});
   run<4>({.n = {20}, .k = 130, .m = 5, .with_bias = false});
   run<5>({.n = {64}, .k = 256, .m = 65, .padding = 3});
+  run<2>({.n = {50}, .k = 410, .m = 70, .type = kBrain});
   run<6>({.n = {20}, .k = 600, .m = 17, .type = kBrain, .padding = 1});
   run<7>({.n = {33}, .k = 257, .m = 40, .padding = 2});
   run<8>({.n = {20}, .k = 384, .m = 66});
@@ -42,6 +43,8 @@ TEST_P(EmulatedTableWgmma, ClustersOfBlocks) {
   run<3>({.n = {70}, .k = 300, .m = 9, .cluster = 2});
   run<4>({.n = {70}, .k = 1100, .m = 16, .form = kIo, .type = kBrain, .cluster = 4});
   run<2>({.n = {200}, .k = 1030, .m = 5, .cluster = 8});
+  run<6>({.n = {70}, .k = 520, .m = 11, .cluster = 2});
+  run<3>({.n = {70}, .k = 520, .m = 37, .cluster = 4});
 }
 
 TEST_P(EmulatedTableWgmma, SeveralRunsAndProducts) {
@@ -85,6 +88,10 @@ TEST(EmulatedTableWgmmaForms, Hybrids) {
   run_form<5>({3, CellGroups::kCell, 0});
   run_form<7>(kIo);
   run_form<2>(kIo);
+  run_form<3>({2, CellGroups::kOne, 0});
+  run_form<3>({2, CellGroups::kSym, 0});
+  run_form<3>({1, CellGroups::kOne, 0});
+  run_form<2>({1, CellGroups::kOne, 0});
   run_form<5>({4, CellGroups::kQu, 0});
   run_form<6>({4, CellGroups::kQu, 0});
   run<8>({.n = {37}, .k = 300, .m = 100, .form = {4, CellGroups::kQu, 0}, .order = 5});
@@ -98,8 +105,10 @@ TEST(EmulatedTableWgmmaForms, SeveralCellsARun) {
 }
 
 TEST(EmulatedTableWgmmaRows, OfX) {
-  for (const std::int64_t m : {1, 2, 32, 64, 128})
+  for (const std::int64_t m : {1, 2, 8, 9, 16, 32, 64, 128}) {
     run<3>({.n = {20}, .k = 200, .m = m, .type = m % 3 == 1 ? kBrain : kHalf});
+    run<5>({.n = {20}, .k = 200, .m = m, .type = m % 3 == 1 ? kBrain : kHalf});
+  }
 }
 
 }  // namespace

@@ -126,6 +126,10 @@ void run_shape(const TableWgmmaCase& of) {
 template <int kBits>
 void run(const TableWgmmaCase& of) {
   switch (cuda::table_wgmma_kernel<kBits>(of.m).x_rows) {
+    case 8:
+      return run_shape<cuda::TableWgmmaShape<kBits, 8, 3>>(of);
+    case 16:
+      return run_shape<cuda::TableWgmmaShape<kBits, 16, 3>>(of);
     case 32:
       return run_shape<cuda::TableWgmmaShape<kBits, 32, 3>>(of);
     case 64:
