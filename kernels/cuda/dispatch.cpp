@@ -1,5 +1,9 @@
 #include "kernels/cuda/dispatch.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
 #include "kernels/cuda/mask_dot.h"
 #include "kernels/cuda/plane_mma.h"
 #include "kernels/cuda/table_mma.h"
@@ -17,16 +21,27 @@ constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
     {3, 4, 6, 9, 7, 8, 9},
 };
 
-/// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is: where a row
-/// of W is longer than what that kernel's warps hold of 9 rows and more, it looks W up in pieces of
-/// K and makes every table again. At 4096 x 14336, 4 and 8 bits: 29.6 / 34.3 us for 12 rows, by
-/// wgmma 23.9 / 33.5; for 8 rows 21.8 / 31.7 and 23.1 / 32.4. At 14336 x 4096 and 16 rows: 22.6 /
-/// 30.0, by wgmma 23.8 / 35.4.
-constexpr std::int64_t kFewestWgmmaRows = 17, kFewestWgmmaRowsLong = 9;
-constexpr std::int64_t kLongRow = 4096;
+/// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is, by the
+/// length of a row of W and precision 2 to 8. What that kernel's warps hold of x is 4096 columns of
+/// up to 8 rows and half as many of more; where a row of W is longer, it looks W up in pieces of K
+/// and makes every table again. Full tables, us of the two: 14336 x 4096, 9 rows, 17.1 / 15.6 at 2
+/// bits, 21.9 / 20.8 at 4, 28.4 / 32.5 at 8; 57344 x 8192, 8 rows, 105 / 122 and, 9 rows, 168 / 125
+/// at 4; 8192 x 28672, 5 rows, 47.9 / 43.6, 61.6 / 57.5, 99.5 / 92.1.
+struct FewestWgmmaRows {
+  std::int64_t most_columns;
+  int rows[kMaxPrecision - kMinPrecision + 1];
+};
+constexpr FewestWgmmaRows kFewestWgmmaRows[] = {
+    {4096, {9, 9, 9, 9, 9, 9, 17}},
+    {8192, {9, 9, 9, 9, 9, 9, 9}},
+    {std::numeric_limits<std::int64_t>::max(), {5, 5, 5, 3, 3, 5, 5}},
+};
 
-std::int64_t fewest_wgmma_rows(const Weights& weights) {
-  return weights.in_features > kLongRow ? kFewestWgmmaRowsLong : kFewestWgmmaRows;
+int fewest_wgmma_rows(const Weights& weights) {
+  const auto* place = std::ranges::find_if(kFewestWgmmaRows, [&](const FewestWgmmaRows& fewest) {
+    return weights.in_features <= fewest.most_columns;
+  });
+  return place->rows[weights.precision - kMinPrecision];
 }
 
 /// The plane kernel's places with groups along K: beyond the two rows that mask-dot serves, and up

@@ -107,7 +107,7 @@ class TableBuilder {
 
   /// Writes the tables of the tiles that were loaded last.
   __device__ __forceinline__ void build(const Tile* tiles, char* tables) const {
-    char* const words = tables + index_ / 2 * Shape::kTwoTiles + index_ % 2 * 128 + row_ * 16;
+    char* const words = tables + Shape::tile_place(index_) + row_ * 16;
     if (form_.signs > 0) {
       build_hybrid(tiles[index_], words);
       return;

@@ -22,11 +22,13 @@ class Codes {
     if constexpr (Shape::kPairsOfColumns) {
       code_bytes<kBits>(top, top_);
       code_bytes<kBits>(low, low_);
-      const std::uint32_t tile = static_cast<std::uint32_t>(index) * (0x01010101u << 2 * kBits);
+      if constexpr (Shape::kTilesApart) {
+        const std::uint32_t tile = static_cast<std::uint32_t>(index) * (0x01010101u << 2 * kBits);
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) {
-        top_[i] |= tile;
-        low_[i] |= tile;
+        for (int i = 0; i < kWords; ++i) {
+          top_[i] |= tile;
+          low_[i] |= tile;
+        }
       }
     } else {
       single_code_bytes<kBits>(top, top_);
@@ -37,8 +39,8 @@ class Codes {
   /// Where the lane's words are in entry 0.
   static __device__ __forceinline__ std::uint32_t place(int index) {
     const std::uint32_t lane = threadIdx.x % 32;
-    if constexpr (Shape::kPairsOfColumns) return 4 * lane;
-    return index / 2 * Shape::kTwoTiles + index % 2 * (kEntryBytes / 2) + 4 * lane;
+    if constexpr (Shape::kTilesApart) return 4 * lane;  // the tile is in the bytes
+    return Shape::tile_place(index) + (Shape::kPairsOfColumns ? lane / 2 : lane) * 4;
   }
 
   /// The A operands of a quarter's steps.
@@ -67,7 +69,7 @@ class Codes {
       if constexpr (Shape::kPairsOfColumns) {
         const int word = kStep + 2 * i;
         a[2 * i] = word_at(at(top_[word]));
-        a[2 * i + 1] = word_at(at(low_[word]) + kEntryBytes / 2);
+        a[2 * i + 1] = word_at(at(low_[word]) + Shape::kEightRowsBytes);
       } else {
         const int word = 4 * kStep + 2 * i;
         a[2 * i] = __byte_perm(word_at(at(top_[word])), word_at(at(top_[word + 1])), 0x5410);

@@ -21,22 +21,34 @@ struct TableWgmmaShape {
   // Registers and shared memory leave room for a block of activation_tiles.cu (but for the largest
   // tables and sums), which makes the next launch's tiles.
   static constexpr int kAtLaunch = (64 * 1024 - kTilerThreads * 32) / kAllThreads / 8 * 8;
-  static constexpr int kMostShared = (kBits == 8 && kRows == 128 ? 227 : 225) * 1024;
   // Registers move from the warps that copy to those that multiply; the block keeps its sum.
   static constexpr int kCopyRegisters = kGroups == 2 ? 64 : 48;
   static constexpr int kRegisters = kGroups == 2 ? 208 : 144;
   static_assert(kThreads * kRegisters + 128 * kCopyRegisters <= kAllThreads * kAtLaunch);
 
   // Tables: an entry is 256 bytes, so that an address is a byte of codes between bytes that stay.
-  // - Of pairs of columns, where all tiles' fit: a tile's after the other's. A lane has a word for
-  //   row g and, 128 bytes further, for row g + 8.
   // - Of single values: two tiles side by side, a word a lane: row g's value in the low half, row
   //   g + 8's in the high half. The other two tiles' are 64 KB further.
-  static constexpr bool kPairsOfColumns = kBits <= 3;
-  static constexpr int kPairTableBytes = kEntryBytes << 2 * kBits;  ///< of a tile
+  // - Of pairs of columns: the words of rows 0 to 7, then those of rows 8 to 15; up to 3 bits one
+  //   for each lane of a row, a tile's table after the other's. At 4 bits two lanes share a word,
+  //   and tiles lie as those of single values.
+  static constexpr bool kPairsOfColumns = kBits <= 4;
+  static constexpr bool kTilesApart = kBits <= 3;
+  static constexpr int kWordCopies = kTilesApart ? 4 : 2;           ///< of a pair
+  static constexpr int kEightRowsBytes = 8 * kWordCopies * 4;       ///< of pairs in an entry
+  static constexpr int kPairTableBytes = kEntryBytes << 2 * kBits;  ///< of a tile, or of two
   static constexpr int kTwoTiles = 64 * 1024;
   static constexpr int kTablesBytes =
-      kPairsOfColumns ? kBlockTiles * kPairTableBytes : kTwoTiles + (kEntryBytes << kBits);
+      kTilesApart ? kBlockTiles * kPairTableBytes
+                  : kTwoTiles + (kPairsOfColumns ? kPairTableBytes : kEntryBytes << kBits);
+  static constexpr int kMostShared =
+      (kTablesBytes == 2 * kTwoTiles && kRows == 128 ? 227 : 225) * 1024;
+
+  /// Where a tile's words are in entry 0.
+  static __device__ __forceinline__ int tile_place(int index) {
+    return kTilesApart ? index * kPairTableBytes
+                       : index / 2 * kTwoTiles + index % 2 * (kEntryBytes / 2);
+  }
   // A group's sums of a run (place_of_sum). All groups' take the place of tables that are done.
   static constexpr int kSumCount = kRows * kBlockRows;
   static constexpr int kSumsBytes = kGroups * kSumCount * 4;
