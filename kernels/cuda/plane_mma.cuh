@@ -344,6 +344,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     keep_sums<Shape>(
         sums, scales, at.chunk == 0,
         partials + (at.tile - at.first_tile) * Shape::kTilePartials + warp * Shape::kWarpPartials);
+    __syncwarp();  // scales are read
     if (at.chunk == args.chunks - 1 && at.tile == at.end_tile(tiles) - 1) {
       __syncthreads();
       write_results<Shape>(args, at, first_tile, tiles, partials);

@@ -293,7 +293,7 @@ TEST_F(CudaLinear, APrecisionInDeviceMemoryChangesACapturedGraph) {
 TEST_F(CudaLinear, TheSameInputGivesTheSameBytesOnConcurrentStreams) {
   const QuantizedCase c(3000, 1000, {3, CellGroups::kSym, 0}, 6);
   const DeviceCase weights(c);
-  for (const std::int64_t m : {1, 12}) {
+  for (const std::int64_t m : {1, 5, 12}) {
     const DeviceInput x(m, c.k, ScalarType::kBFloat16);
     const DeviceOutput first(m, c.n, ScalarType::kBFloat16);
     const cuda::Product product{weights.weights, nullptr, first.buffer.as<void>(), c.n};
@@ -304,11 +304,14 @@ TEST_F(CudaLinear, TheSameInputGivesTheSameBytesOnConcurrentStreams) {
       threads.emplace_back([&, t] {
         cudaStream_t stream;
         cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+        const std::size_t bytes = cuda::linear_workspace_bytes(x.input, {&product, 1});
+        const DeviceBuffer memory(bytes);
+        const cuda::Workspace workspace{memory.as<void>(), bytes};
         bool all = true;
         for (int i = 0; i < 20; ++i) {
           const DeviceOutput y(m, c.n, ScalarType::kBFloat16);
           const cuda::Product own{weights.weights, nullptr, y.buffer.as<void>(), c.n};
-          all &= cuda::linear(x.input, {&own, 1}, {}, stream) == cudaSuccess;
+          all &= cuda::linear(x.input, {&own, 1}, workspace, stream) == cudaSuccess;
           all &= cudaStreamSynchronize(stream) == cudaSuccess;
           all &= y.bytes() == first.bytes();
         }
