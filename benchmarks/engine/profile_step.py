@@ -51,6 +51,7 @@ LINEARS = {
     ("gate x up", "sampling"): ("down", "head"),
 }
 WARM_STEPS = 4
+BLOCK = 16  # tokens
 BETWEEN = "nothing, between steps"
 
 
@@ -131,8 +132,10 @@ def profiled(engine, precision, args):
     times = []
     for _ in range(args.steps):
         begin = time.perf_counter()
-        engine.step()
+        tokens = engine.step()
         times.append(1e6 * (time.perf_counter() - begin))
+        if len(tokens) != args.batch:
+            raise SystemExit(f"a step gave {len(tokens)} tokens, wanted {args.batch}")
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(args.steps):
@@ -185,7 +188,15 @@ def main():
     precisions = [int(item) for item in args.precisions.split(",")]
     bits, groups = codebook_form(args.codebook, args.lut_bits, args.cell_groups)
     form = {"lut_bits": bits, "cell_groups": groups, "group_size": args.group_size}
-    options = {"device": "cuda", "dtype": "float16", "max_sequence_length": args.context + 128}
+    length = -(-(args.context + WARM_STEPS + args.batch + 2 * args.steps + 2) // BLOCK) * BLOCK
+    options = {
+        "device": "cuda",
+        "dtype": "float16",
+        "max_sequence_length": length,
+        "cache_tokens": args.batch * length,
+        "max_batch": args.batch,
+        "block_size": BLOCK,
+    }
     reports = {}
     if args.dense:
         engine = NativeEngine.from_shape(SHAPES[args.shapes], **options)

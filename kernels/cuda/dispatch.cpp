@@ -34,7 +34,7 @@ struct FewestWgmmaRows {
 constexpr FewestWgmmaRows kFewestWgmmaRows[] = {
     {4096, {9, 9, 9, 9, 9, 9, 17}},
     {8192, {9, 9, 9, 9, 9, 9, 9}},
-    {std::numeric_limits<std::int64_t>::max(), {5, 5, 5, 3, 3, 5, 5}},
+    {std::numeric_limits<std::int64_t>::max(), {5, 5, 5, 3, 3, 5, 9}},
 };
 
 int fewest_wgmma_rows(const Weights& weights) {
