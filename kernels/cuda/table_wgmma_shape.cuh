@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/activation_tiles.h"
+#include "kernels/cuda/code_bytes.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/table_mma_shape.cuh"
 #include "kernels/cuda/table_wgmma_args.h"
@@ -32,7 +33,7 @@ struct TableWgmmaShape {
   // - Of pairs of columns: the words of rows 0 to 7, then those of rows 8 to 15; up to 3 bits one
   //   for each lane of a row, a tile's table after the other's. At 4 bits two lanes share a word,
   //   and tiles lie as those of single values.
-  static constexpr bool kPairsOfColumns = kBits <= 4;
+  static constexpr bool kPairsOfColumns = kPairs<kBits>;
   static constexpr bool kTilesApart = kBits <= 3;
   static constexpr int kWordCopies = kTilesApart ? 4 : 2;           ///< of a pair
   static constexpr int kEightRowsBytes = 8 * kWordCopies * 4;       ///< of pairs in an entry
