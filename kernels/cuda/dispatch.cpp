@@ -23,11 +23,12 @@ constexpr int kMostMasks[2][kMaxPrecision - kMinPrecision + 1] = {
 };
 
 /// From how many rows of x tiles and wgmma beat the table kernel that reads x as it is, by the
-/// length of a row of W and precision 2 to 8. What that kernel's warps hold of x is 4096 columns of
-/// up to 8 rows and half as many of more; where a row of W is longer, it looks W up in pieces of K
-/// and makes every table again. Full tables, us of the two: 14336 x 4096, 9 rows, 17.1 / 15.6 at 2
-/// bits, 21.9 / 20.8 at 4, 28.4 / 32.5 at 8; 57344 x 8192, 8 rows, 105 / 122 and, 9 rows, 168 / 125
-/// at 4; 8192 x 28672, 5 rows, 47.9 / 43.6, 61.6 / 57.5, 99.5 / 92.1.
+/// length of a row of W and precision 2 to 8. What that kernel's warps hold of x is 4096 columns;
+/// where a row of W is longer, it looks W up in pieces of K and makes every table again. Full
+/// tables, us of the two: 14336 x 4096, 9 rows, 17.1 / 15.6 at 2 bits, 21.9 / 20.8 at 4, 28.4
+/// / 32.5 at 8; 57344 x 8192, 8 rows, 105 / 122 and, 9 rows, 168 / 125 at 4; 8192 x 28672, 5
+/// rows, 47.9 / 43.6, 61.6 / 57.5. With 8 rows at 8 bits 4096 x 14336 takes 31.5 / 27.3, but a
+/// decoding step is no shorter: what follows the table kernel starts sooner.
 struct FewestWgmmaRows {
   std::int64_t most_columns;
   int rows[kMaxPrecision - kMinPrecision + 1];
