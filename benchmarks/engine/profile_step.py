@@ -122,12 +122,20 @@ def steps_of(events):
     return [named(step) for step in steps]
 
 
+def warm_steps(args):
+    return WARM_STEPS + args.batch  # a prompt may take a step
+
+
+def new_tokens(args):
+    """Of a sequence: enough to last for the steps that are timed and for those profiled."""
+    return warm_steps(args) + 2 * args.steps + 2
+
+
 def profiled(engine, precision, args):
     prompt = [17 * i % 997 for i in range(args.context)]
-    warm_steps = WARM_STEPS + args.batch  # a prompt may take a step
     for _ in range(args.batch):
-        engine.submit(prompt, max_new_tokens=warm_steps + 2 * args.steps + 2, precision=precision)
-    for _ in range(warm_steps):
+        engine.submit(prompt, max_new_tokens=new_tokens(args), precision=precision)
+    for _ in range(warm_steps(args)):
         engine.step()
     times = []
     for _ in range(args.steps):
@@ -188,7 +196,7 @@ def main():
     precisions = [int(item) for item in args.precisions.split(",")]
     bits, groups = codebook_form(args.codebook, args.lut_bits, args.cell_groups)
     form = {"lut_bits": bits, "cell_groups": groups, "group_size": args.group_size}
-    length = -(-(args.context + WARM_STEPS + args.batch + 2 * args.steps + 2) // BLOCK) * BLOCK
+    length = -(-(args.context + new_tokens(args)) // BLOCK) * BLOCK  # whole blocks
     options = {
         "device": "cuda",
         "dtype": "float16",

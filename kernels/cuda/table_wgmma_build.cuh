@@ -73,11 +73,12 @@ template <class Shape>
 class TableBuilder {
   static constexpr int kBits = Shape::kBits;
   static constexpr int kEntriesOfTile = 1 << kBits;
-  static constexpr int kCount = kEntriesOfTile >= 64 ? 8 : (kEntriesOfTile + 7) / 8;
+  static constexpr int kCount = kEntriesOfTile >= 64 ? 8 : 4;
   static constexpr int kCodes = 4 * kCount;  // of a warp at a time
   static constexpr int kStep = Shape::kGroups * kCodes;
   static constexpr int kTurns = (kEntriesOfTile + kStep - 1) / kStep;
-  static constexpr int kWords = (kCount + 1) / 2;
+  static constexpr int kWords = kCount / 2;
+  static_assert(!Shape::kPairsOfColumns);
 
  public:
   __device__ __forceinline__ explicit TableBuilder(const TableForm& form)

@@ -14,25 +14,20 @@ namespace anyprec::cuda {
 template <class Shape>
 class Codes {
   static constexpr int kBits = Shape::kBits;
-  static constexpr int kWords = Shape::kPairsOfColumns ? kCodeWords<kBits> : 8;
+  static constexpr int kWords = kCodeWords<kBits>;
 
  public:
   __device__ __forceinline__ Codes(const std::uint32_t (&top)[kBits],
                                    const std::uint32_t (&low)[kBits], int index) {
-    if constexpr (Shape::kPairsOfColumns) {
-      code_bytes<kBits>(top, top_);
-      code_bytes<kBits>(low, low_);
-      if constexpr (Shape::kTilesApart) {
-        const std::uint32_t tile = static_cast<std::uint32_t>(index) * (0x01010101u << 2 * kBits);
+    code_bytes<kBits>(top, top_);
+    code_bytes<kBits>(low, low_);
+    if constexpr (Shape::kTilesApart) {
+      const std::uint32_t tile = static_cast<std::uint32_t>(index) * (0x01010101u << 2 * kBits);
 #pragma unroll
-        for (int i = 0; i < kWords; ++i) {
-          top_[i] |= tile;
-          low_[i] |= tile;
-        }
+      for (int i = 0; i < kWords; ++i) {
+        top_[i] |= tile;
+        low_[i] |= tile;
       }
-    } else {
-      single_code_bytes<kBits>(top, top_);
-      single_code_bytes<kBits>(low, low_);
     }
   }
 
